@@ -1,0 +1,44 @@
+# Everything a new user or CI needs; each target sets up .venv on first use.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Waiting OpenMP threads must not spin while other processes want the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help install quickstart test test-slow lint check clean
+
+help:
+	@echo "make quickstart  install, train small specialists, search, export (about 2 minutes)"
+	@echo "make test        install, run the default tests (under 10 minutes on 2 cores)"
+	@echo "make test-slow   the long tests: kill loops, Ray clusters, bigger models"
+	@echo "make check       what CI runs: all tests, ruff, mypy, import-linter"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "evomerge needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,test]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/evomerge quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check:
+	bash .ci/run
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

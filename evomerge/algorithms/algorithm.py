@@ -1,0 +1,59 @@
+"""SearchAlgorithm: proposes recipes and learns from their scores.
+
+An algorithm is a dataclass whose fields are its config keys, registered with
+`@search_algorithm("name")`. The loop owns founders, ids, the journal and retries; an
+algorithm is a pure function of its seed and of the order of `ask` and `tell` calls.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.objective import Objectives
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ConfigError
+from evomerge.registry import Registry
+
+search_algorithms = Registry("search algorithm", "evomerge.search_algorithms")
+search_algorithm = search_algorithms.register
+
+
+class SearchAlgorithm(Protocol):
+    """Ask / tell, in any order of tells, each evaluation told once."""
+
+    def start(
+        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
+    ) -> None:
+        """Begin a run (or its replay). Called once, before anything else."""
+        ...
+
+    def ask(self) -> Proposal | None:
+        """Return the next proposal, or None to wait for results.
+
+        Returning None leaves the state and the random stream untouched. An algorithm must
+        not wait when no evaluation is outstanding.
+        """
+        ...
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Learn from one evaluation: asked by this algorithm, or a founder (never asked).
+
+        A failed evaluation has `error` set and no scores.
+        """
+        ...
+
+
+def require_dimensions(space: SearchSpace, name: str) -> None:
+    """Refuse a space without a searched parameter.
+
+    Raises:
+        ConfigError: `space.dimension` is 0; says what to do.
+    """
+    if space.dimension == 0:
+        raise ConfigError(
+            f"algorithm {name!r} has nothing to search: every parameter of operator "
+            f"{space.operator!r} is fixed. Leave at least one out, or give it a range."
+        )

@@ -1,0 +1,207 @@
+"""M2N2: natural niches in the span of the sources."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from evomerge.algorithms.algorithm import search_algorithm
+from evomerge.algorithms.niche_search import NicheSearch
+from evomerge.algorithms.pending import Pending
+from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.linear_span import (
+    LinearSpan,
+    Segments,
+    on_common_breaks,
+    slerp_weights,
+    split_crossover,
+)
+from evomerge.core.objective import Objectives
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ConfigError
+
+CLONE_TOLERANCE = 1e-12  # between coefficients, which are of order 1
+
+AngleScope = Literal["global", "segment"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpanLineage:
+    """SLERP with a split point, in coefficients over the sources: no weights are touched.
+
+    Attributes:
+        span: Geometry of the sources.
+        split_point: Draw a split; w applies before it and 1 - w after it. Else w everywhere.
+        angle_scope: Measure the parents' angle over the whole vector, or on each side.
+        max_segments: Children with more segments have their faintest breaks joined.
+    """
+
+    span: LinearSpan
+    split_point: bool = True
+    angle_scope: AngleScope = "global"
+    max_segments: int = 256
+
+    def cross(self, a: Segments, b: Segments, rng: np.random.Generator) -> Segments:
+        """Return slerp_w(a, b) before the split and slerp_{1-w}(a, b) after it.
+
+        A clone of its mate returns `a` itself, so that its child is known for a duplicate.
+        """
+        end = self.span.n_elements
+        w = rng.random()
+        split = self.span.snap(int(rng.integers(end))) if self.split_point else end
+        x, y = on_common_breaks(a, b, split)
+        if np.abs(x.coefficients - y.coefficients).max() <= CLONE_TOLERANCE:
+            return a
+        if self.angle_scope == "global" or split in (0, end):
+            before = after = self.span.angle(x, y)
+        else:
+            before = self.span.angle(x, y, 0, split)
+            after = self.span.angle(x, y, split, end)
+        left, right = slerp_weights(w, before), slerp_weights(1.0 - w, after)
+        child = split_crossover(x, y, split, left, right)
+        return self.span.simplify(child, self.max_segments)
+
+    def warm_up(self, rng: np.random.Generator) -> Segments:
+        """Return a child of two different sources."""
+        k = len(self.span.sources)
+        first, second = rng.permutation(k)[:2] if k > 1 else (0, 0)
+        return self.cross(self.span.single(int(first)), self.span.single(int(second)), rng)
+
+    def key(self, genome: Segments) -> bytes:
+        """Return a digest of breaks and coefficients."""
+        hasher = hashlib.blake2b(genome.breaks.tobytes(), digest_size=16)
+        hasher.update(genome.coefficients.tobytes())
+        return hasher.digest()
+
+
+@search_algorithm("m2n2")
+@dataclass(kw_only=True)
+class M2N2:
+    """Natural niches: share each example's reward, mate complements, split anywhere.
+
+    Members are linear recipes with segments, exact in float64 at any depth of ancestry. Parents
+    of the first children are the founders that lie in the span of the sources; others are only
+    scored. Evaluations are compared only when they hold the same tasks with as many examples
+    as the first one; others stay out of the archive. Negative scores (log-likelihoods) are
+    shifted per example so that the archive's worst is 0. Never waits: with fewer than two
+    members it crosses sources.
+
+    Source: Abrantes et al. 2025 (M2N2), arXiv:2508.16204; spec: algorithms.md §1.
+    Differs from the reference code: empty slots are filled before any member is dropped;
+    duplicates are redrawn; parents are two different slots.
+
+    Attributes:
+        population_size: P, members of the archive.
+        alpha: Sharing strength; 0: plain accuracy, 1: every example is shared among its solvers.
+        split_point: Cross over at a random element; else one SLERP for the whole model.
+        attraction: Choose the second parent for what the first one lacks; else by fitness.
+        angle_scope: SLERP's angle of the whole vectors ("global", as in the reference), or
+            of each side of the split ("segment").
+        capacity: Worth of an example: "auto" is the best score of any member (1 for solved
+            0/1 examples); "one" is 1 for all.
+        max_segments: Largest number of segments of a recipe. Beyond it a child's faintest
+            breaks are joined; the recipe still says exactly what was scored.
+    """
+
+    population_size: int = 20
+    alpha: float = 1.0
+    split_point: bool = True
+    attraction: bool = True
+    angle_scope: AngleScope = "global"
+    capacity: Literal["auto", "one"] = "auto"
+    max_segments: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            ConfigError: A field is out of range.
+        """
+        for name, low in (("population_size", 2), ("alpha", 0), ("max_segments", 2)):
+            value = getattr(self, name)
+            if not low <= value < float("inf"):
+                raise ConfigError(f"algorithm.{name} is {value}, must be at least {low}")
+        for name, known in (("angle_scope", ("global", "segment")), ("capacity", ("auto", "one"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"algorithm.{name} is {getattr(self, name)!r}, must be one of {known}"
+                )
+
+    def start(
+        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
+    ) -> None:
+        """Begin a run.
+
+        Raises:
+            ConfigError: The space does not know the span of its sources.
+        """
+        if space.span is None:
+            raise ConfigError(
+                f"algorithm 'm2n2' breeds linear combinations of the models, which operator "
+                f"{space.operator!r} does not give. Use a linear operator (linear or "
+                "task_arithmetic), or another algorithm, for example cma_es or nsga2."
+            )
+        self._span = space.span
+        self._objectives = objectives
+        lineage = SpanLineage(
+            span=space.span,
+            split_point=self.split_point,
+            angle_scope=self.angle_scope,
+            max_segments=self.max_segments,
+        )
+        self._search: NicheSearch[Segments] = NicheSearch(
+            lineage,
+            rng,
+            population_size=self.population_size,
+            alpha=self.alpha,
+            use_attraction=self.attraction,
+            capacity=self.capacity,
+        )
+        self._pending: Pending[Segments] = Pending()
+        self._examples: tuple[tuple[str, int], ...] | None = None
+        self._champion: Evaluation | None = None
+        self._champion_value = -np.inf
+
+    @property
+    def champion(self) -> Evaluation | None:
+        """The evaluation with the best mean of objectives so far.
+
+        Kept apart from the archive, which may drop it: niches reward rare skills, not means.
+        """
+        return self._champion
+
+    @property
+    def member_ids(self) -> tuple[int, ...]:
+        """Candidate ids of the archive, by slot."""
+        return self._search.ids
+
+    def ask(self) -> Proposal:
+        """Return a child of two members, or of two sources while there are too few."""
+        offspring = self._search.ask()
+        recipe = self._span.recipe(offspring.genome)
+        self._pending.put(recipe, offspring.genome)
+        origin = "crossover" if offspring.parents else "warm-up"
+        return Proposal(recipe, offspring.parents, origin)
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Offer a scored candidate to the archive; failures leave no trace."""
+        segments = self._pending.pop(evaluation.candidate.recipe)
+        if evaluation.error is not None:
+            return
+        examples = tuple((task, len(evaluation.scores[task])) for task in sorted(evaluation.scores))
+        if self._examples is None:
+            self._examples = examples
+        if examples != self._examples:
+            return
+        value = float(self._objectives.values(evaluation).mean())
+        if value > self._champion_value:
+            self._champion, self._champion_value = evaluation, value
+        if segments is None:
+            segments = self._span.segments(evaluation.candidate.recipe)
+            if segments is not None:
+                self._search.mark_proposed(segments)
+        if segments is not None:
+            self._search.tell(segments, evaluation.flat_scores(), evaluation.candidate.id)

@@ -1,0 +1,252 @@
+"""Optuna's samplers behind ask / tell, with the NSGA-II and TPE presets.
+
+Optuna is imported inside the functions. The study lives in memory: the journal is the only
+state of a run, and replaying it rebuilds the study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
+from evomerge.algorithms.pending import Pending
+from evomerge.core.arrays import FloatArray
+from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.objective import Objectives
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ConfigError, UnknownNameError, nearest
+
+# They enumerate or wrap other samplers: they need arguments a config cannot give.
+UNSUITABLE = ("BaseSampler", "BaseGASampler", "GridSampler", "BruteForceSampler",
+              "PartialFixedSampler")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence optuna's log lines and its notes on experimental arguments, here only."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def sampler_class(name: str) -> Any:
+    """Return the class `optuna.samplers.<name>`.
+
+    Raises:
+        UnknownNameError: Optuna has no such sampler; names the nearest.
+        ConfigError: It has, but it needs more than numbers in [0, 1].
+    """
+    import optuna
+
+    known = [item for item in dir(optuna.samplers) if item.endswith("Sampler")]
+    usable = [item for item in known if item not in UNSUITABLE]
+    if name not in known:
+        raise UnknownNameError(
+            f"algorithm.sampler: optuna has no sampler {name!r}.{nearest(name, usable)} "
+            f"Known: {', '.join(usable)}."
+        )
+    if name in UNSUITABLE:
+        raise ConfigError(
+            f"algorithm.sampler: optuna's {name!r} cannot search a continuous space by itself. "
+            f"Use one of {', '.join(usable)}."
+        )
+    return getattr(optuna.samplers, name)
+
+
+class OptunaAlgorithm:
+    """What all algorithms on top of optuna share.
+
+    Founders that the search space can express become trials as they come.
+    """
+
+    def _choice(self) -> tuple[str, dict[str, Any]]:
+        """Return the sampler's class name and its keywords but for the seed."""
+        raise NotImplementedError
+
+    def start(
+        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
+    ) -> None:
+        """Begin a run.
+
+        Raises:
+            ConfigError: Nothing is searched, or the sampler refuses its options.
+        """
+        import optuna
+
+        require_dimensions(space, "optuna")
+        self._space, self._objectives = space, objectives
+        self._pending: Pending[Any] = Pending()
+        self._distributions: dict[str, Any] = {
+            f"x{i:03d}": optuna.distributions.FloatDistribution(0.0, 1.0)
+            for i in range(space.dimension)
+        }
+        self._sampler, keywords = self._choice()
+        made_by = sampler_class(self._sampler)
+        seed = int(rng.integers(2**32))
+        seeding = {"seed": seed} if "seed" in inspect.signature(made_by).parameters else {}
+        with _quiet():
+            try:
+                sampler = made_by(**keywords, **seeding)
+            except (TypeError, ValueError, ImportError) as error:
+                raise ConfigError(
+                    f"optuna's {self._sampler} cannot be made from {keywords}: {error}"
+                ) from error
+            self._study = optuna.create_study(
+                directions=["maximize"] * len(objectives),
+                sampler=sampler,
+                pruner=optuna.pruners.NopPruner(),
+            )
+
+    def ask(self) -> Proposal:
+        """Return the sampler's next point. Never waits.
+
+        Raises:
+            ConfigError: The sampler cannot handle this many objectives.
+        """
+        trial = self._next_trial()
+        vector = np.array([trial.params[name] for name in self._distributions])
+        recipe = self._space.decode(vector)
+        self._pending.put(recipe, trial)
+        return Proposal(recipe, origin=self._sampler)
+
+    def _next_trial(self) -> Any:
+        with _quiet():
+            try:
+                return self._study.ask(self._distributions)
+            except ValueError as error:
+                if len(self._objectives) == 1:
+                    raise
+                raise ConfigError(
+                    f"optuna's {self._sampler} failed with {len(self._objectives)} objectives: "
+                    f"{error} Use NSGAIISampler or TPESampler, or a single objective."
+                ) from error
+            except ImportError as error:
+                raise ConfigError(f"optuna's {self._sampler} needs a package: {error}") from error
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Pass on the objective values; failures become failed trials, which samplers skip."""
+        import optuna
+
+        trial = self._pending.pop(evaluation.candidate.recipe)
+        if trial is None:
+            vector = self._space.encode(evaluation.candidate.recipe)
+            if vector is None or evaluation.error is not None:
+                return
+            trial = self._founder_trial(vector)
+        with _quiet():
+            if evaluation.error is not None:
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                values = self._objectives.values(evaluation)
+                self._study.tell(trial, [float(value) for value in values])
+
+    def _founder_trial(self, vector: FloatArray) -> Any:
+        # Enqueued and asked, not added: genetic samplers ignore added trials, which belong
+        # to no generation.
+        point = dict(zip(self._distributions, (float(value) for value in vector), strict=True))
+        with _quiet():
+            self._study.enqueue_trial(point)
+        return self._next_trial()
+
+
+@search_algorithm("optuna")
+@dataclass(kw_only=True)
+class Optuna(OptunaAlgorithm):
+    """Any optuna sampler; all objectives are maximised together.
+
+    Attributes:
+        sampler: Class name in `optuna.samplers`.
+        options: Further keyword arguments of that class.
+    """
+
+    sampler: str = "TPESampler"
+    options: Mapping[str, str | float | int | bool | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse samplers and options that optuna does not have.
+
+        Raises:
+            ConfigError: See `sampler` and `options`.
+        """
+        accepted = list(inspect.signature(sampler_class(self.sampler)).parameters)
+        for name in self.options:
+            if name not in accepted or name == "seed":
+                hint = " The run's seed decides it." if name == "seed" else nearest(name, accepted)
+                raise ConfigError(
+                    f"algorithm.options.{name} is not an option of optuna's {self.sampler}.{hint}"
+                )
+
+    def _choice(self) -> tuple[str, dict[str, Any]]:
+        return self.sampler, dict(self.options)
+
+
+@search_algorithm("nsga2")
+@dataclass(kw_only=True)
+class Nsga2(OptunaAlgorithm):
+    """NSGA-II: Pareto ranks and crowding over several objectives.
+
+    Attributes:
+        population_size: Members of a generation.
+    """
+
+    population_size: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse a population without pairs.
+
+        Raises:
+            ConfigError: See `population_size`.
+        """
+        if self.population_size < 2:
+            raise ConfigError(
+                f"algorithm.population_size is {self.population_size}, must be at least 2"
+            )
+
+    def _choice(self) -> tuple[str, dict[str, Any]]:
+        return "NSGAIISampler", {"population_size": self.population_size}
+
+
+@search_algorithm("tpe")
+@dataclass(kw_only=True)
+class Tpe(OptunaAlgorithm):
+    """Tree-structured Parzen estimator over all parameters jointly.
+
+    Points in flight count as bad results (constant liar), so that parallel asks spread out.
+
+    Attributes:
+        startup_evaluations: Random points before the model is used.
+    """
+
+    startup_evaluations: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse a negative start-up.
+
+        Raises:
+            ConfigError: See `startup_evaluations`.
+        """
+        if self.startup_evaluations < 0:
+            raise ConfigError(
+                f"algorithm.startup_evaluations is {self.startup_evaluations}, must not be negative"
+            )
+
+    def _choice(self) -> tuple[str, dict[str, Any]]:
+        return "TPESampler", {
+            "n_startup_trials": self.startup_evaluations,
+            "multivariate": True,
+            "constant_liar": True,
+        }

@@ -1,0 +1,88 @@
+"""`evomerge check`: everything that can be known before the first evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from evomerge.config.build import needs_span
+from evomerge.config.schema import load_config
+from evomerge.config.session import Prepared, preflight
+
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def check_command(config_path: Path, *, overrides: list[str], as_json: bool) -> None:
+    """Print what a search of this config would do, or fail with what is wrong."""
+    config = load_config(config_path, overrides)
+    prepared = preflight(config, config_path.resolve().parent)
+    facts = describe(prepared)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for line in lines(facts):
+        print(line)
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """Return the facts of a checked config, JSON-ready."""
+    space, search = prepared.models.space, prepared.space
+    merged = space.merged
+    model_bytes = sum(t.spec.n_elements * BYTES.get(t.spec.dtype, 4) for t in space.tensors)
+    largest = max(t.spec.n_elements for t in merged)
+    config = prepared.config
+    return {
+        "config": config.name,
+        "models": {str(r["id"]): r["lora"] or r["model"] for r in prepared.models.record},
+        "merged_tensors": len(merged),
+        "merged_elements": space.n_elements,
+        "copied": dict(Counter(t.reason for t in space.tensors if t.action == "copy")),
+        "left_out": dict(space.left_out),
+        "merge": config.merge["name"],
+        "groups": search.n_groups,
+        "dimensions": None if needs_span(config) else search.dimension,
+        "algorithm": config.algorithm["name"],
+        "founders": len(search.founders),
+        "budget": config.budget.evaluations,
+        "tasks": dict(prepared.tasks.sizes),
+        "held_out": {name: e.n_examples() for name, e in prepared.tasks.held_out.items()},
+        "example_evaluations": config.budget.evaluations * sum(prepared.tasks.sizes.values()),
+        "workers": config.runtime.workers,
+        "look_ahead": config.search.look_ahead,
+        # resident model + one tensor name over all sources and a float32 accumulator
+        "memory_per_worker_bytes": model_bytes + 4 * largest * (len(space.sources) + 2),
+        "export_bytes": model_bytes,
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+    }
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """Return the facts for people, one finding per line: ✓ fine, ! look at this."""
+    found = [
+        f"✓ {len(facts['models'])} models aligned: {facts['merged_tensors']} tensors merged "
+        f"({facts['merged_elements']:,} elements), {sum(facts['copied'].values())} copied"
+    ]
+    found += [f"  copied: {reason} ({count})" for reason, count in facts["copied"].items()]
+    found += [f"! left out of the merge: {name}: {why}" for name, why in facts["left_out"].items()]
+    size = "the span of the models" if facts["dimensions"] is None else (
+        f"{facts['dimensions']} dimensions in {facts['groups']} groups"
+    )
+    found.append(f"✓ search: {facts['algorithm']} over {facts['merge']}, {size}")
+    examples = ", ".join(f"{task} {n}" for task, n in facts["tasks"].items())
+    found.append(f"✓ examples: {examples}; {facts['example_evaluations']:,} scored in all")
+    small = [task for task, n in facts["tasks"].items() if n < 100]
+    if small:
+        found.append(f"! fewer than 100 examples in {', '.join(small)}: the search will overfit")
+    missing = sorted(set(facts["tasks"]) - set(facts["held_out"]))
+    if missing:
+        found.append(f"! no held_out examples for {', '.join(missing)}: scores will look too good")
+    found.append(
+        f"✓ about {facts['memory_per_worker_bytes'] / 2**20:,.0f} MB per worker, "
+        f"{facts['workers']} workers"
+    )
+    if facts["export_bytes"] > facts["free_disk_bytes"]:
+        found.append("! not enough free disk here to export even one model")
+    return found

@@ -1,0 +1,101 @@
+"""Progress of a search: a live table on a terminal, plain lines elsewhere, JSON on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from evomerge.search.loop import SearchLoop
+
+PLAIN_SECONDS = 5.0
+LIVE_SECONDS = 0.25
+
+
+class Progress:
+    """Shows a loop while it runs; use as a context manager around `Session.run`."""
+
+    def __init__(self, loop: SearchLoop, name: str, *, as_json: bool) -> None:
+        """Args: name: the run's; as_json: one JSON object per report on stderr."""
+        self._loop = loop
+        self._name = name
+        self._as_json = as_json
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._told_before = loop.n_told
+        self._last = 0.0
+
+    def __enter__(self) -> Progress:
+        self._loop.on_change = lambda loop: self._maybe_report()
+        if not self._as_json and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown: counts, best values, speed and remaining time."""
+        loop = self._loop
+        seconds = time.monotonic() - self._started
+        done = loop.n_told - self._told_before
+        rate = done / seconds if done and seconds > 0 else None
+        left = loop.plan.evaluations - loop.n_told
+        best = {
+            name: found[1]
+            for index, name in enumerate(loop.objectives.names)
+            if (found := loop.population.best(index)) is not None
+        }
+        return {
+            "run": self._name,
+            "done": loop.n_told,
+            "budget": loop.plan.evaluations,
+            "running": len(loop.waiting),
+            "failed": loop.population.failures,
+            "best": best,
+            "front": len(loop.front),
+            "hypervolume": loop.front.hypervolume(),
+            "evaluations_per_s": rate,
+            "eta_s": left / rate if rate else None,
+        }
+
+    def _maybe_report(self) -> None:
+        now = time.monotonic()
+        pause = LIVE_SECONDS if self._live is not None else PLAIN_SECONDS
+        if now - self._last < pause and self._loop.n_told < self._loop.plan.evaluations:
+            return
+        self._last = now
+        facts = self.facts()
+        if self._as_json:
+            print(json.dumps(facts), file=sys.stderr, flush=True)
+        elif self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(describe(facts)), refresh=True)
+        else:
+            print(describe(facts), file=sys.stderr, flush=True)
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Return one line such as ``digits 40/240 · 3 running · best low 0.91 · front 7 · …``."""
+    best = " ".join(f"{name} {value:.4f}" for name, value in facts["best"].items())
+    parts = [
+        f"{facts['run']} {facts['done']}/{facts['budget']}",
+        f"{facts['running']} in flight",
+        f"{facts['failed']} failed",
+        f"best {best}" if best else "",
+        f"front {facts['front']}",
+        f"hypervolume {facts['hypervolume']:.4f}" if facts["hypervolume"] is not None else "",
+        f"{facts['evaluations_per_s']:.1f}/s" if facts["evaluations_per_s"] else "",
+        f"ETA {facts['eta_s']:.0f} s" if facts["eta_s"] is not None else "",
+    ]
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,1 @@
+"""Config files and the composition root that turns one into a running search."""

@@ -1,0 +1,234 @@
+"""Composition root: a resolved config -> objects. Everything concrete is chosen here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import evomerge
+import evomerge.algorithms
+import evomerge.evaluation
+import evomerge.merging
+from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
+from evomerge.config.construct import construct
+from evomerge.config.merge_space import build_space
+from evomerge.config.models import OpenModels, resolve_models
+from evomerge.config.schema import RunConfig
+from evomerge.core.candidate import Proposal
+from evomerge.core.linear_span import LinearSpan, block_size
+from evomerge.core.objective import Objective, Objectives
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ConfigError, nearest
+from evomerge.evaluation.evaluator import Evaluator, evaluators
+from evomerge.merging.derived import Derived, block_grams, derive_for
+from evomerge.merging.operator import merge_operators
+from evomerge.runtime.placement import default_workers
+
+REPLAY_PACKAGES = ("numpy", "torch", "transformers", "nevergrad", "optuna")
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """The evaluators of a config, for the search and for held-out examples.
+
+    Attributes:
+        search: Task -> evaluator the search optimises.
+        held_out: Task -> evaluator over held-out examples; only tasks that have some.
+        sizes: Task -> N of `search`.
+    """
+
+    search: Mapping[str, Evaluator]
+    held_out: Mapping[str, Evaluator]
+    sizes: Mapping[str, int]
+
+
+def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
+    """Return the config with every path absolute and every default spelled out.
+
+    All but the `merge:` section, whose defaults depend on the models (`resolve_merge`).
+
+    Raises:
+        ConfigError: A section does not fit the class it names.
+        SourceError: A model cannot be found.
+    """
+    _, algorithm = construct(search_algorithms, config.algorithm, "algorithm", base_dir)
+    tasks = []
+    for index, task in enumerate(config.tasks):
+        where = f"tasks.{index}.evaluator"
+        _, evaluator = construct(evaluators, task.evaluator, where, base_dir)
+        held_out = task.held_out
+        if held_out is not None:
+            merged = {**task.evaluator, **held_out}
+            _, full = construct(evaluators, merged, f"tasks.{index}.held_out", base_dir)
+            held_out = {key: full[key] for key in held_out}
+        tasks.append(task.model_copy(update={"evaluator": evaluator, "held_out": held_out}))
+    names = [task.name for task in tasks]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"tasks: the name {repeated[0]!r} is given twice")
+    build_objectives(config)
+    workers = config.runtime.workers or default_workers(
+        config.runtime.executor, config.runtime.cpus_per_worker
+    )
+    look_ahead = config.search.look_ahead or 3 * workers
+    resolved = resolve_models(config, base_dir)
+    return resolved.model_copy(
+        update={
+            "algorithm": algorithm,
+            "tasks": tasks,
+            "search": config.search.model_copy(update={"look_ahead": look_ahead}),
+            "runtime": config.runtime.model_copy(update={"workers": workers}),
+        }
+    )
+
+
+def build_tasks(config: RunConfig) -> Tasks:
+    """Build the evaluators and read their data.
+
+    Raises:
+        ConfigError: A key is wrong.
+        DataError: Examples are missing or malformed.
+    """
+    search: dict[str, Evaluator] = {}
+    held_out: dict[str, Evaluator] = {}
+    for index, task in enumerate(config.tasks):
+        where = f"tasks.{index}.evaluator"
+        search[task.name] = construct(evaluators, task.evaluator, where, Path())[0]
+        if task.held_out is not None:
+            body = {**task.evaluator, **task.held_out}
+            held_out[task.name] = construct(
+                evaluators, body, f"tasks.{index}.held_out", Path()
+            )[0]
+            held_out[task.name].n_examples()
+    return Tasks(search, held_out, {name: e.n_examples() for name, e in search.items()})
+
+
+def build_objectives(config: RunConfig) -> Objectives:
+    """Return the objectives; without a section, one per task.
+
+    Raises:
+        ConfigError: An objective names a task that does not exist.
+    """
+    names = [task.name for task in config.tasks]
+    if not config.objectives:
+        return Objectives(tuple(Objective(name, {name: 1.0}) for name in names))
+    for objective in config.objectives:
+        for task in objective.tasks:
+            if task not in names:
+                raise ConfigError(
+                    f"objectives.{objective.name}: {task!r} is not a task."
+                    f"{nearest(task, names)} Tasks: {', '.join(names)}."
+                )
+    return Objectives(tuple(Objective(item.name, item.tasks) for item in config.objectives))
+
+
+def build_algorithm(config: RunConfig) -> SearchAlgorithm:
+    """Return a fresh algorithm."""
+    algorithm: SearchAlgorithm
+    algorithm, _ = construct(search_algorithms, config.algorithm, "algorithm", Path())
+    return algorithm
+
+
+def needs_span(config: RunConfig) -> bool:
+    """Return whether the config's algorithm works in the span of the sources."""
+    cls = search_algorithms.get(str(config.algorithm["name"]))
+    return bool(getattr(cls, "needs_span", False))
+
+
+def build_search_space(
+    config: RunConfig,
+    models: OpenModels,
+    span: LinearSpan | None,
+    warm: tuple[Proposal, ...] = (),
+) -> tuple[SearchSpace, dict[str, Any]]:
+    """Return the search space and the `merge:` section with all defaults.
+
+    Args:
+        config: A resolved config.
+        models: Its models.
+        span: Geometry for algorithms that need it; None where only the shape is wanted.
+        warm: Recipes of an earlier run, scored before the founders.
+    """
+    if needs_span(config):
+        method = str(config.merge.get("name"))
+        if method != "linear":
+            raise ConfigError(
+                f"merge.name: {config.algorithm['name']!r} breeds linear combinations of the "
+                f"models; use `merge: {{name: linear, normalize: false}}` instead of {method!r}"
+            )
+    founders = config.search.founders
+    space, resolved = build_space(config.merge, models.space, founders=founders, span=span)
+    if warm:
+        space = dataclasses.replace(space, founders=(*warm, *space.founders))
+    return space, resolved
+
+
+def compute_span(config: RunConfig, models: OpenModels) -> LinearSpan | None:
+    """Return the geometry of the span of the sources, if the algorithm needs it."""
+    if not needs_span(config):
+        return None
+    n_elements = models.space.n_elements
+    block = block_size(n_elements)
+    grams = block_grams(models.space, models.sources, block)
+    return LinearSpan.from_block_grams(models.space.sources, n_elements, block, grams)
+
+
+def compute_derived(config: RunConfig, models: OpenModels) -> Derived:
+    """Compute what the config's merge method needs to know of the sources."""
+    operator = merge_operators.get(str(config.merge["name"]))
+    return derive_for(operator, models.space, models.sources)
+
+
+def build_header(
+    config: RunConfig, models: OpenModels, tasks: Tasks, warm_digest: str
+) -> dict[str, Any]:
+    """Return the journal's header: all that a replay depends on."""
+    versions = {"evomerge": evomerge.__version__, "python": "%d.%d" % sys.version_info[:2]}
+    versions |= {name: metadata.version(name) for name in REPLAY_PACKAGES}
+    header: dict[str, Any] = {
+        "kind": "header",
+        "format": 1,
+        "config": config.replay_part(),
+        "sources": {str(record["id"]): record["digest"] for record in models.record},
+        "data": data_digests(tasks),
+        "tasks": dict(tasks.sizes),
+        "versions": versions,
+    }
+    if warm_digest:
+        header["warm_start"] = warm_digest
+    return header
+
+
+def data_digests(tasks: Tasks) -> dict[str, str]:
+    """Return path -> digest of every file the search's evaluators read."""
+    found: dict[str, str] = {}
+    for evaluator in tasks.search.values():
+        for item in dataclasses.fields(evaluator):  # type: ignore[arg-type]
+            value = getattr(evaluator, item.name)
+            if isinstance(value, Path) and value.is_file():
+                found[str(value)] = hashlib.blake2b(value.read_bytes(), digest_size=16).hexdigest()
+    return found
+
+
+def header_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return one line per thing that changed between two headers, the most specific key first."""
+    lines: list[str] = []
+
+    def walk(path: str, old: Any, new: Any) -> None:
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for key in sorted({*old, *new}):
+                walk(f"{path}.{key}" if path else str(key), old.get(key), new.get(key))
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            for index, (before, after) in enumerate(zip(old, new, strict=True)):
+                walk(f"{path}.{index}", before, after)
+        elif old != new:
+            lines.append(f"{path} was {old!r}, is {new!r}")
+
+    walk("", dict(then), dict(now))
+    return lines

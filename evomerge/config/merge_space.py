@@ -1,0 +1,247 @@
+"""The `merge:` section of a config -> the SearchSpace an algorithm explores.
+
+Each parameter of the merge method is fixed or searched:
+
+====================================  ==================================================
+``density: 0.2``                      fixed
+``density: search``                   searched over the method's default range
+``density: [0.1, 0.9]``               searched over this range
+``density: {low: 0.1, high: 0.9, initial: 0.5}``  the same, with a starting value
+``weights: {values: [0.3, 0.7]}``     fixed, one value per model
+not mentioned                         searched if the method gives it no default, else fixed
+====================================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.config.construct import check_keywords
+from evomerge.core.arrays import FloatArray
+from evomerge.core.candidate import Proposal
+from evomerge.core.genes import GeneField, gene_fields, setting_names
+from evomerge.core.grouping import assign_groups
+from evomerge.core.linear_span import LinearSpan
+from evomerge.core.model_space import ModelSpace
+from evomerge.core.recipe import Recipe, Setting
+from evomerge.core.search_space import SearchedParam, SearchSpace
+from evomerge.errors import ConfigError, nearest
+from evomerge.merging.operator import merge_operators
+
+RAW_LINEAR: dict[str, Setting] = {"normalize": False}
+
+
+def build_space(
+    body: Mapping[str, Any],
+    model: ModelSpace,
+    *,
+    founders: str,
+    span: LinearSpan | None,
+) -> tuple[SearchSpace, dict[str, Any]]:
+    """Return the search space of a `merge:` section, and the section with all defaults.
+
+    Raises:
+        ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
+            does not fit the models.
+    """
+    if "name" not in body:
+        raise ConfigError(f"merge: needs a `name:`. Known: {', '.join(merge_operators.names())}.")
+    name = str(body["name"])
+    try:
+        operator = merge_operators.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"merge.name: {error}") from None
+    n_experts = len(model.sources) - model.has_base
+    _check_fit(name, operator, model, n_experts)
+    grouping = str(body.get("groups", "global"))
+    try:
+        labels, _ = assign_groups(grouping, [tensor.spec.name for tensor in model.merged])
+    except ConfigError as error:
+        raise ConfigError(f"merge.groups: {error}") from None
+    genes = {item.name: item for item in gene_fields(operator)}
+    known = [*genes, *setting_names(operator), "groups"]
+    for key in body:
+        if key != "name" and key not in known:
+            raise ConfigError(
+                f"merge.{key} is not a parameter of {name!r}.{nearest(str(key), known)} "
+                f"Known: {', '.join(sorted(known))}."
+            )
+    width = len(model.sources) if operator.weights_over == "sources" else n_experts
+    searched: list[SearchedParam] = []
+    fixed: dict[str, FloatArray] = {}
+    resolved: dict[str, Any] = {"name": name, "groups": grouping}
+    for key, item in genes.items():
+        value = body.get(key, "search" if item.default is None else item.default)
+        columns = width if item.per_source else 1
+        param, rows = _parse(item, value, columns, f"merge.{key}")
+        if param is not None:
+            searched.append(param)
+            resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
+        else:
+            fixed[key] = np.tile(rows, (len(labels), 1)) if item.per_source else np.full(
+                len(labels), rows[0]
+            )
+            resolved[key] = {"values": rows.tolist()} if item.per_source else float(rows[0])
+    settings = _settings(operator, name, body)
+    resolved |= settings
+    space = SearchSpace(
+        name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
+    )
+    proposals = () if founders == "none" else _founders(space, model, founders)
+    return (
+        SearchSpace(
+            name,
+            model.sources,
+            grouping,
+            len(labels),
+            tuple(searched),
+            fixed,
+            settings,
+            span,
+            proposals,
+        ),
+        resolved,
+    )
+
+
+def _check_fit(name: str, operator: Any, model: ModelSpace, n_experts: int) -> None:
+    if operator.needs_base and not model.has_base:
+        raise ConfigError(f"merge.name: {name!r} works on task vectors; give a `base_model:`")
+    if operator.n_models is None:
+        return
+    countable = {n_experts} if operator.needs_base else {n_experts, len(model.sources)}
+    if operator.n_models not in countable:
+        raise ConfigError(
+            f"merge.name: {name!r} merges exactly {operator.n_models} models, "
+            f"{n_experts} are given under `models:`"
+        )
+
+
+def _parse(
+    item: GeneField, value: Any, columns: int, where: str
+) -> tuple[SearchedParam | None, FloatArray]:
+    """Return (searched, _) or (None, (columns,) fixed values)."""
+    gene = item.gene
+    low, high, initial = gene.low, gene.high, None
+    if isinstance(value, bool) or not isinstance(value, int | float | str | list | dict):
+        raise ConfigError(f"{where} is {value!r}; expected a number, a range or 'search'")
+    if isinstance(value, int | float):
+        return None, _legal(item, [value] * columns, where)
+    if isinstance(value, str):
+        if value != "search":
+            raise ConfigError(f"{where} is {value!r}; expected a number, a range or 'search'")
+    elif isinstance(value, list):
+        if len(value) != 2:
+            raise ConfigError(
+                f"{where}: a range is [low, high]; for one value per model write "
+                "{values: [...]}"
+            )
+        low, high = (_number(part, where) for part in value)
+    elif set(value) == {"values"} and isinstance(value["values"], list):
+        values = [_number(part, where) for part in value["values"]]
+        if len(values) != columns:
+            raise ConfigError(f"{where}: {len(values)} values for {columns} models")
+        return None, _legal(item, values, where)
+    else:
+        extra = set(value) - {"low", "high", "initial"}
+        if extra or not {"low", "high"} <= set(value):
+            raise ConfigError(f"{where}: expected low, high and perhaps initial; got {value!r}")
+        low, high = _number(value["low"], where), _number(value["high"], where)
+        initial = _number(value["initial"], where) if value.get("initial") is not None else None
+    if not low < high:
+        raise ConfigError(f"{where}: the range [{low:g}, {high:g}] is empty")
+    _legal(item, [low, high], where)
+    if initial is None:
+        usual = item.default
+        if usual is None:
+            usual = 1.0 / columns if item.per_source else (low + high) / 2
+        initial = min(max(usual, low), high)
+    elif not low <= initial <= high:
+        raise ConfigError(f"{where}: initial {initial:g} is outside [{low:g}, {high:g}]")
+    return SearchedParam(item.name, columns, item.per_source, low, high, initial), np.zeros(0)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ConfigError(f"{where}: {value!r} is not a finite number")
+    return float(value)
+
+
+def _legal(item: GeneField, values: list[Any], where: str) -> FloatArray:
+    numbers = [_number(value, where) for value in values]
+    for number in numbers:
+        item.gene.check(number, where)
+    return np.array(numbers)
+
+
+def _settings(operator: type, name: str, body: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return the operator's settings with defaults filled in, validated by type."""
+    names = setting_names(operator)
+    given = {key: body[key] for key in names if key in body}
+    fields = getattr(operator, "__dataclass_fields__")  # noqa: B009 (typed as `type`)
+    defaults = {key: fields[key].default for key in names}
+    genes = {item.name: item for item in gene_fields(operator)}
+    stand_ins = {
+        key: (item.gene.low,) if item.per_source else item.gene.low for key, item in genes.items()
+    }
+    checked = check_keywords(operator, {**stand_ins, **given}, "merge", name, Path())
+    return {key: checked.get(key, defaults[key]) for key in names}
+
+
+def _founders(space: SearchSpace, model: ModelSpace, which: str) -> tuple[Proposal, ...]:
+    """Return the zero-search recipes: each parent, the mean, task arithmetic at three scales.
+
+    All are raw linear recipes over the sources, so a one-hot row is that parent bit for bit.
+    Where the space itself can say the same thing, its own form is used, so that algorithms
+    that search its vectors can learn from it.
+    """
+    k = len(model.sources)
+    experts = np.ones(k)
+    if model.has_base:
+        experts[0] = 0.0
+    rows: dict[str, FloatArray] = {
+        f"founder: {source}": np.eye(k)[i] for i, source in enumerate(model.sources)
+    }
+    if which == "all":
+        rows["founder: mean of the models"] = experts / experts.sum()
+        if model.has_base:
+            for scale in (0.3, 0.5, 1.0):
+                row = scale * experts
+                row[0] = 1.0 - row.sum()
+                rows[f"founder: task arithmetic {scale:g}"] = row
+    proposals: list[Proposal] = []
+    seen: set[bytes] = set()
+    for origin, row in rows.items():
+        key = np.round(row, 12).tobytes()
+        if key not in seen:
+            seen.add(key)
+            proposals.append(Proposal(_say(space, row), (), origin))
+    if which == "all" and space.span is None and space.searched:
+        proposals.append(Proposal(space.decode(space.initial()), (), "founder: initial values"))
+    return tuple(proposals)
+
+
+def _say(space: SearchSpace, row: FloatArray) -> Recipe:
+    """Return source coefficients (K,) as a recipe of the space if it can, else raw linear."""
+    raw = Recipe("linear", space.sources, {"weights": row[None]}, "global", None, RAW_LINEAR)
+    if space.span is not None or len(space.searched) != 1 or space.searched[0].name != "weights":
+        return raw
+    if space.operator == "task_arithmetic" and np.isclose(row.sum(), 1.0):
+        lambda_ = space.fixed.get("lambda_")
+        weights = row[1:]
+        plain = space.settings.get("normalize") is False and lambda_ is not None
+        if not plain or not np.all(lambda_ == 1.0):
+            return raw
+    elif space.operator == "linear":
+        weights = row
+        if space.settings.get("normalize") is not False and not np.isclose(row.sum(), 1.0):
+            return raw
+    else:
+        return raw
+    params = dict(space.fixed) | {"weights": np.tile(weights, (space.n_groups, 1))}
+    own = Recipe(space.operator, space.sources, params, space.grouping, None, space.settings)
+    return own if space.encode(own) is not None else raw

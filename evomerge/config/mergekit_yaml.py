@@ -1,0 +1,310 @@
+"""Read a mergekit YAML config as a recipe of ours; write one with `write_mergekit`.
+
+Understood: the methods `linear`, `task_arithmetic`, `slerp`, `nuslerp`, `ties`, `dare_linear`
+and `dare_ties`; numbers, gradients over layers and `{filter, value}` lists for `weight`,
+`density`, `lambda` and `t`; slices only when they are the whole models. Everything else is
+refused by name, so that no config silently gives another model than mergekit would.
+
+Differs from mergekit: arithmetic in float32 with one rounding to the output dtype, whatever
+`dtype` says; random masks of DARE come from another generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.config.mergekit_fields import (
+    FLAGS,
+    Entries,
+    Rule,
+    check_keys,
+    mappings,
+    parse_flag,
+    parse_model,
+    parse_parameters,
+    shown,
+)
+from evomerge.config.schema import ModelConfig
+from evomerge.config.yaml_file import read_yaml
+from evomerge.core.grouping import assign_groups
+from evomerge.core.model_space import ModelSpace
+from evomerge.core.recipe import Recipe, Setting
+from evomerge.errors import ConfigError, nearest
+from evomerge.merging.mergekit_rules import (
+    Condition,
+    count_layers,
+    depth_of,
+    evaluate,
+    write_mergekit,
+)
+from evomerge.merging.plan import build_operators
+
+__all__ = ["MergePlan", "read_mergekit", "write_mergekit"]
+
+_DTYPES = ("float32", "float16", "bfloat16")
+_TOP_KEYS = (
+    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
+    "tokenizer_source",
+)  # fmt: skip
+_ARITHMETIC = ("normalize", "lambda", "rescale", "int8_mask")
+_VOTING = ("ties", "dare_linear", "dare_ties")
+# Method -> (keys of one model's `parameters`, keys of the common `parameters`).
+_PARAMETERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "linear": (("weight",), ("normalize", "int8_mask")),
+    "task_arithmetic": (("weight", "density"), _ARITHMETIC),
+    "slerp": ((), ("t", "int8_mask")),
+    "nuslerp": (("weight",), ("nuslerp_flatten", "nuslerp_row_wise", "int8_mask")),
+    **{name: (("weight", "density"), _ARITHMETIC) for name in _VOTING},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class MergePlan:
+    """A mergekit config, understood but not yet laid over the tensors of real models.
+
+    Attributes:
+        path: The file, for messages.
+        operator: Registered name of our merge operator.
+        base_model: The base (for `slerp`: the model at t = 0), or None.
+        models: The others, in file order.
+        rules: Parameter of the operator -> one rule per value: a rule per weighted source for
+            `weights`; for `density` a rule per expert, which must agree; else one rule.
+        settings: Settings of the operator; `compat: mergekit` where it has one.
+        dtype: Torch name of the output dtype; None keeps the models'.
+        n_layers: Layers the file's slices claim the models have; None when it has no slices.
+    """
+
+    path: Path
+    operator: str
+    base_model: ModelConfig | None
+    models: tuple[ModelConfig, ...]
+    rules: Mapping[str, tuple[Rule, ...]]
+    settings: Mapping[str, Setting]
+    dtype: str | None
+    n_layers: int | None = None
+
+    def recipe(self, space: ModelSpace) -> Recipe:
+        """Return the recipe over an aligned space: the coarsest grouping that says it exactly.
+
+        Args:
+            space: Base first (when there is one), then `models`, in this order.
+
+        Raises:
+            ConfigError: The models do not have the file's layers, a tensor gets no value, or
+                values differ inside one layer and kind of tensor.
+        """
+        n_sources = len(self.models) + (self.base_model is not None)
+        if len(space.sources) != n_sources:
+            raise ValueError(f"{n_sources} models in the plan, {len(space.sources)} in the space")
+        n_layers = count_layers(space)
+        if self.n_layers is not None and self.n_layers != n_layers:
+            raise ConfigError(
+                f"{self.path}: slices end at layer {self.n_layers}, the models have {n_layers}; "
+                "evomerge merges whole models only"
+            )
+        names = [tensor.spec.name for tensor in space.merged]
+        rows = [self._row(name, depth_of(name, n_layers)) for name in names]
+        for grouping in ("global", "layer", "kind", "module"):
+            _, groups = assign_groups(grouping, names)
+            firsts = {group: index for index, group in reversed(list(enumerate(groups)))}
+            odd = next((i for i, g in enumerate(groups) if rows[i] != rows[firsts[g]]), None)
+            if odd is None:
+                break
+        else:
+            raise ConfigError(
+                f"{self.path}: {names[odd or 0]} and {names[firsts[groups[odd or 0]]]} get "
+                "different parameters; evomerge cannot tell two tensors of one layer and kind apart"
+            )
+        order = [rows[firsts[group]] for group in sorted(firsts)]
+        params = {
+            key: np.array([row[key] for row in order], dtype=np.float64) for key in self.rules
+        }
+        recipe = Recipe(self.operator, space.sources, params, grouping, None, self.settings)
+        try:
+            build_operators(recipe, space)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: {error}") from None
+        return recipe
+
+    def _row(self, name: str, t: float) -> dict[str, float | tuple[float, ...]]:
+        row: dict[str, float | tuple[float, ...]] = {}
+        for key, rules in self.rules.items():
+            found = [evaluate(rule, name, t) for rule in rules]
+            if None in found:
+                model = [self.base_model, *self.models][found.index(None) - len(found)]
+                of = f" of {model.model}" if key == "weights" and model is not None else ""
+                raise ConfigError(f"{self.path}: no `{_spoken(key)}`{of} is given for {name}")
+            values = tuple(float(value) for value in found if value is not None)
+            if key == "weights":
+                row[key] = values
+                continue
+            if len(set(values)) > 1:
+                raise ConfigError(
+                    f"{self.path}: {_spoken(key)} differs between models for {name} "
+                    f"({', '.join(f'{value:g}' for value in values)}); "
+                    f"{self.operator} has one for all of them here"
+                )
+            row[key] = values[0]
+        return row
+
+
+def _spoken(key: str) -> str:
+    return {"weights": "weight", "lambda_": "lambda"}.get(key, key)
+
+
+def read_mergekit(path: Path) -> MergePlan:
+    """Return what a mergekit YAML file asks for.
+
+    Raises:
+        ConfigError: The file is not readable YAML under 1 MB, or asks for something evomerge
+            does not do; names the file and the key.
+    """
+    try:
+        return _read(read_yaml(path), path)
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _read(body: dict[str, Any], path: Path) -> MergePlan:
+    check_keys(body, _TOP_KEYS, "")
+    method = body.get("merge_method")
+    if not isinstance(method, str) or method not in _PARAMETERS:
+        what = "is missing." if method is None else f"{method!r} is not read by evomerge."
+        hint = nearest(str(method), _PARAMETERS)
+        raise ConfigError(f"merge_method: {what}{hint} Known: {', '.join(_PARAMETERS)}.")
+    for_model, common = _PARAMETERS[method]
+    entries, base_entry, levels, n_layers = _entries(body)
+    base = None if base_entry is None else parse_model(base_entry, "base_model")
+    shared: dict[str, Rule] = {}
+    for where, level in levels:
+        for key, rule in parse_parameters(level, where, (*common, *for_model), method).items():
+            shared[key] = (*shared.get(key, ()), *rule)
+    models: list[ModelConfig] = []
+    own: dict[str, dict[str, Rule]] = {}
+    for where, entry in entries:
+        model = parse_model(entry.get("model"), f"{where}.model")
+        if model in models:
+            raise ConfigError(f"{where}.model: {model.model!r} is listed twice")
+        models.append(model)
+        own[repr(model)] = parse_parameters(
+            entry.get("parameters"), where, for_model, method, common
+        )
+    is_listed = base in models
+    experts = [model for model in models if model != base]
+    weighted = experts
+    if method == "linear":
+        weighted = experts if base is None else [base, *experts]
+    if method == "slerp" and (base is None or len(experts) != 1):
+        raise ConfigError(
+            f"slerp: needs two models, one of them as base_model, got {len(models)}"
+            f"{'' if base is None else ' and a base_model' * (not is_listed)}"
+        )
+    if method == "nuslerp" and len(experts) != 2:
+        raise ConfigError(f"nuslerp: needs two models beside base_model, got {len(experts)}")
+    if base is None and method not in ("linear", "nuslerp"):
+        raise ConfigError(f"base_model is missing; {method} needs it")
+    if method == "linear" and base is not None and not is_listed and "weight" not in shared:
+        raise ConfigError("base_model: linear takes it as one more model; list it with a weight")
+    if not weighted:
+        raise ConfigError("models: name at least one model beside base_model")
+
+    def rules(key: str, default: float | None = None) -> tuple[Rule, ...]:
+        last = () if default is None else (Condition(default),)
+        return tuple(
+            (*own.get(repr(model), {}).get(key, ()), *shared.get(key, ()), *last)
+            for model in weighted
+        )
+
+    params: dict[str, tuple[Rule, ...]] = {}
+    if method == "slerp":
+        params["t"] = (shared.get("t", ()),)
+    else:
+        params["weights"] = rules("weight")
+    if method in _VOTING:
+        params["density"] = rules("density", 1.0)
+    if "lambda" in common:
+        params["lambda_"] = ((*shared.get("lambda", ()), Condition(1.0)),)
+    flags = {key: parse_flag(rule, key) for key, rule in shared.items() if key in FLAGS}
+    return MergePlan(
+        path, method, base, tuple(experts), params, _settings(method, flags),
+        _dtype(body), n_layers,
+    )  # fmt: skip
+
+
+def _settings(method: str, flags: Mapping[str, bool]) -> dict[str, Setting]:
+    normalize = flags.get("normalize")
+    if method == "linear":
+        return {"normalize": normalize is not False}
+    if method == "task_arithmetic":
+        return {"normalize": bool(normalize)}
+    if method == "slerp":
+        return {"compat": "mergekit"}
+    if method == "nuslerp":
+        # mergekit's "row wise" normalises along axis 0.
+        axis = 0 if flags.get("nuslerp_row_wise") else -1
+        return {"flatten": flags.get("nuslerp_flatten", True), "axis": axis}
+    if method == "ties":
+        return {
+            "compat": "mergekit",
+            "divisor": "none" if normalize is False else "signed_weights",
+            "rescale": "l1" if flags.get("rescale") else "none",
+        }
+    rescale = {"compat": "mergekit", "rescale": "l1" if flags.get("rescale", True) else "none"}
+    if method == "dare_linear":
+        return {**rescale, "normalize": bool(normalize)}
+    return {**rescale, "divisor": "signed_weights" if normalize else "none"}
+
+
+def _entries(body: dict[str, Any]) -> tuple[Entries, Any, list[tuple[str, Any]], int | None]:
+    """Return models with their place in the file, the base, common parameters, and layers."""
+    levels = [("parameters", body.get("parameters"))]
+    if ("models" in body) == ("slices" in body):
+        raise ConfigError("exactly one of `models` and `slices` is needed")
+    if "models" in body:
+        models = mappings(body["models"], "models", ("model", "parameters"))
+        return models, body.get("base_model"), levels, None
+    slices = mappings(body["slices"], "slices", ("sources", "base_model", "parameters"))
+    if len(slices) != 1:
+        raise ConfigError(
+            f"slices: {len(slices)} slices stack parts of models; evomerge merges whole models only"
+        )
+    where, only = slices[0]
+    sources = mappings(
+        only.get("sources"), f"{where}.sources", ("model", "layer_range", "parameters")
+    )
+    ends = []
+    for place, source in sources:
+        layers = source.get("layer_range")
+        is_pair = isinstance(layers, list) and [type(n) for n in layers] == [int, int]
+        if not isinstance(layers, list) or not is_pair or layers[0] != 0:
+            raise ConfigError(
+                f"{place}.layer_range: {layers!r} is not the whole model, [0, number of layers]"
+            )
+        ends.append(layers[1])
+    if len(set(ends)) != 1:
+        raise ConfigError(f"{where}: its sources have different layer ranges")
+    base = only.get("base_model", body.get("base_model"))
+    return sources, base, [(f"{where}.parameters", only.get("parameters")), *levels], ends[0]
+
+
+def _dtype(body: Mapping[str, Any]) -> str | None:
+    tokenizer = body.get("tokenizer_source")
+    if tokenizer not in (None, "base"):
+        raise ConfigError(
+            f"tokenizer_source: {shown(tokenizer)} is not supported; the output gets the "
+            "tokenizer of base_model, or of the first model (`tokenizer_source: base`)"
+        )
+    for key in ("dtype", "out_dtype"):
+        if body.get(key) not in (None, *_DTYPES):
+            raise ConfigError(
+                f"{key}: {shown(body[key])} is not one of {', '.join(_DTYPES)}."
+                f"{nearest(str(body[key]), _DTYPES)}"
+            )
+    found = body.get("out_dtype") or body.get("dtype")
+    return None if found is None else str(found)

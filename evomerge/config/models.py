@@ -1,0 +1,184 @@
+"""Open the models a config names, align them, and record or check what they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.config.schema import ModelConfig, RunConfig
+from evomerge.core.model_space import ModelSpace, align
+from evomerge.errors import SourceError
+from evomerge.merging.source import TensorSource
+from evomerge.storage.hub import resolve_model
+from evomerge.storage.lora_source import LoraSource
+from evomerge.storage.model_folder import ModelFolder
+from evomerge.storage.open_source import open_source
+from evomerge.storage.vocabulary import VocabularyMapped, read_vocabulary
+
+# Below this many bytes of weights a resume hashes everything again; above it, files whose size
+# and modification time are unchanged are trusted.
+REHASH_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class OpenModels:
+    """The sources of one run.
+
+    Attributes:
+        space: Aligned tensors.
+        sources: Source id -> model, in the order of `space.sources`.
+        donor: Folder whose config and tokenizer the merged model gets: the first source's.
+        record: Content of sources.json.
+        trust_remote_code: Whether the donor may run code of its own.
+    """
+
+    space: ModelSpace
+    sources: Mapping[str, TensorSource]
+    donor: Path
+    record: list[dict[str, Any]]
+    trust_remote_code: bool
+
+
+def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
+    """Return the config with every model as an absolute path and with a unique name.
+
+    Raises:
+        SourceError: A model is neither a local path nor reachable on the Hub.
+    """
+    taken: set[str] = set()
+
+    def resolve(model: ModelConfig, fallback: str) -> ModelConfig:
+        path = resolve_model(model.model, model.revision, base_dir)
+        lora = None
+        if model.lora is not None:
+            lora = str(resolve_model(model.lora, None, base_dir))
+        name = model.name or fallback or _short_name(model.lora or model.model)
+        while name in taken:
+            name += "-2"
+        taken.add(name)
+        return model.model_copy(update={"model": str(path), "lora": lora, "name": name})
+
+    base = None if config.base_model is None else resolve(config.base_model, "base")
+    models = [resolve(model, "") for model in config.models]
+    return config.model_copy(update={"base_model": base, "models": models})
+
+
+def _short_name(reference: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(reference).name) or "model"
+
+
+def open_models(
+    config: RunConfig, *, known: list[dict[str, Any]] | None = None, check: bool = True
+) -> OpenModels:
+    """Open and align the models of a resolved config.
+
+    Args:
+        config: Names and absolute paths from `resolve_models`.
+        known: Content of the run's sources.json, if the run exists already.
+        check: Compare the models with `known`; a worker need not, its driver has.
+
+    Raises:
+        SourceError: A file is broken or unsafe, or differs from `known`.
+        ModelSpaceError: The models cannot be merged.
+    """
+    refs = [*([config.base_model] if config.base_model else []), *config.models]
+    records = {str(record["id"]): record for record in known or []}
+    base: ModelFolder | None = None
+    opened: list[ModelFolder | LoraSource] = []
+    for ref in refs:
+        source = open_source(
+            str(ref.name),
+            Path(ref.model),
+            lora=None if ref.lora is None else Path(ref.lora),
+            base=base,
+            trust_remote_code=ref.trust_remote_code,
+        )
+        if base is None and isinstance(source, ModelFolder):
+            base = source
+        opened.append(source)
+        if str(ref.name) in records:
+            _reuse_digests(source, records[str(ref.name)], trust=not check)
+    record = [_record(source, ref) for source, ref in zip(opened, refs, strict=True)]
+    if known is not None and check:
+        _compare(record, known)
+    donor = opened[0]
+    sources = _map_vocabularies(opened)
+    space = align([source.header() for source in sources], has_base=config.base_model is not None)
+    folder = donor.path if isinstance(donor, ModelFolder) else donor.base.path
+    return OpenModels(
+        space,
+        {source.id: source for source in sources},
+        folder,
+        record,
+        refs[0].trust_remote_code,
+    )
+
+
+def _reuse_digests(
+    source: ModelFolder | LoraSource, record: Mapping[str, Any], *, trust: bool
+) -> None:
+    if not isinstance(source, ModelFolder):
+        return
+    same = source.stat_signature() == record.get("files")
+    n_bytes = sum(int(row[1]) for row in source.stat_signature())
+    if same and (trust or n_bytes > REHASH_BYTES):
+        source.restore_fingerprint(record["tensors"])
+
+
+def _record(source: ModelFolder | LoraSource, ref: ModelConfig) -> dict[str, Any]:
+    header = source.header()
+    return {
+        "id": source.id,
+        "model": ref.model,
+        "lora": ref.lora,
+        "revision": ref.revision,
+        "digest": source.digest,
+        "files": source.stat_signature(),
+        "tensors": dict(header.digests),
+    }
+
+
+def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
+    before = {record["id"]: record for record in then}
+    for record in now:
+        old = before.get(record["id"])
+        if old is None or record["digest"] == old["digest"]:
+            continue
+        changed = sorted(
+            name
+            for name in {*record["tensors"], *old["tensors"]}
+            if record["tensors"].get(name) != old["tensors"].get(name)
+        )
+        raise SourceError(
+            f"{record['lora'] or record['model']}: changed since the run began "
+            f"({len(changed)} tensors, first {changed[0] if changed else '?'}). Restore the file, "
+            "or begin a new run from this one's evaluations: "
+            "evomerge search CONFIG --warm-start RUN"
+        )
+
+
+def _map_vocabularies(opened: list[ModelFolder | LoraSource]) -> list[TensorSource]:
+    """Wrap sources whose tokenizer orders tokens otherwise than the donor's."""
+    donor = opened[0]
+    if not isinstance(donor, ModelFolder):
+        return list(opened)
+    wanted = read_vocabulary(donor.path)
+    mapped: list[TensorSource] = []
+    for source in opened:
+        other = read_vocabulary(source.path) if isinstance(source, ModelFolder) else None
+        if wanted is None or other is None or other == wanted:
+            mapped.append(source)
+        else:
+            mapped.append(VocabularyMapped(source, donor, wanted, other))
+    return mapped
+
+
+def sources_by_id(sources: list[TensorSource]) -> dict[str, TensorSource]:
+    """Return the sources by id, refusing repeated ids."""
+    found = {source.id: source for source in sources}
+    if len(found) != len(sources):
+        raise SourceError("two sources have the same id")
+    return found

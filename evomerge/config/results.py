@@ -1,0 +1,134 @@
+"""What a run found, read from its journal without opening models or taking the lease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evomerge.config.build import build_objectives
+from evomerge.config.workers import read_run_config
+from evomerge.core.candidate import Candidate
+from evomerge.core.pareto import FrontArchive, ParetoFront, frozen_reference
+from evomerge.errors import ConfigError, RunError
+from evomerge.search.events import Event, candidate_of
+from evomerge.storage.run_store import RunFolder
+
+
+class RunResults:
+    """A snapshot of a run's journal."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Read and verify the journal.
+
+        Raises:
+            RunError: There is no run.
+            JournalError: The journal is damaged.
+        """
+        self.folder = folder
+        self.config = read_run_config(folder)
+        self.objectives = build_objectives(self.config)
+        events = folder.read_events()[1:]
+        self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
+        self.told: list[Event] = [e for e in events if e["kind"] == "told"]
+        self._archive = FrontArchive(n_objectives=len(self.objectives))
+        for event in self.scored:
+            self._archive.add(int(event["id"]), np.array(event["objectives"]))
+
+    @property
+    def scored(self) -> list[Event]:
+        """The told events with objectives, in order."""
+        return [event for event in self.told if "error" not in event]
+
+    @property
+    def n_failed(self) -> int:
+        """How many candidates could not be scored."""
+        return len(self.told) - len(self.scored)
+
+    def front(self) -> ParetoFront:
+        """Return the Pareto front."""
+        return self._archive.front()
+
+    def objectives_of(self, candidate_id: int) -> dict[str, float]:
+        """Return objective -> value of a scored candidate.
+
+        Raises:
+            ConfigError: It does not exist or was not scored.
+        """
+        for event in self.scored:
+            if int(event["id"]) == candidate_id:
+                return dict(zip(self.objectives.names, event["objectives"], strict=True))
+        state = "failed or is not finished" if candidate_id in self.asked else "does not exist"
+        raise ConfigError(f"candidate {candidate_id} of {self.folder.path} {state}")
+
+    def weights_digest(self, candidate_id: int) -> str:
+        """Return the digest of the tensors that were scored."""
+        return next(str(e["weights"]) for e in self.scored if int(e["id"]) == candidate_id)
+
+    def candidate(self, candidate_id: int) -> Candidate:
+        """Return a candidate as it was asked."""
+        if candidate_id not in self.asked:
+            raise ConfigError(f"candidate {candidate_id} does not exist in {self.folder.path}")
+        return candidate_of(self.asked[candidate_id], self.config.seed)
+
+    def front_members(self) -> list[dict[str, Any]]:
+        """Return the front as JSON-ready rows, best first objective first."""
+        front = self.front()
+        order = np.lexsort((front.candidate_ids, -front.objectives[:, 0]))
+        rows = []
+        for i in order:
+            candidate_id = int(front.candidate_ids[i])
+            asked = self.asked[candidate_id]
+            rows.append(
+                {
+                    "candidate": candidate_id,
+                    "objectives": dict(
+                        zip(self.objectives.names, map(float, front.objectives[i]), strict=True)
+                    ),
+                    "recipe": asked["digest"],
+                    "origin": asked["origin"],
+                    "parents": asked["parents"],
+                }
+            )
+        return rows
+
+    def hypervolume(self) -> float | None:
+        """Return the hypervolume over the reference frozen when the founders were scored."""
+        founders = {i for i, e in self.asked.items() if str(e["origin"]).startswith(_FOUNDERS)}
+        pending = set(founders)
+        seen = []
+        for event in self.told:
+            pending.discard(int(event["id"]))
+            if "error" not in event:
+                seen.append(event["objectives"])
+            if not pending and seen:
+                self._archive.set_reference(frozen_reference(np.array(seen)))
+                return self._archive.hypervolume()
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Return counts, best values and front size."""
+        if not self.folder.journal.exists():
+            raise RunError(f"{self.folder.path}: was created but never started")
+        budget = self.config.budget.evaluations
+        best: dict[str, dict[str, Any]] = {}
+        for index, name in enumerate(self.objectives.names):
+            if self.scored:
+                top = max(self.scored, key=lambda e: float(e["objectives"][index]))
+                best[name] = {"candidate": top["id"], "value": top["objectives"][index]}
+        return {
+            "run": str(self.folder.path),
+            "state": "done" if len(self.told) >= budget else "unfinished",
+            "done": len(self.told),
+            "budget": budget,
+            "in_flight": len(self.asked) - len(self.told),
+            "failed": self.n_failed,
+            "front": len(self.front()),
+            "hypervolume": self.hypervolume(),
+            "best": best,
+            "algorithm": self.config.algorithm["name"],
+            "merge": self.config.merge["name"],
+        }
+
+
+_FOUNDERS = ("founder", "warm start")

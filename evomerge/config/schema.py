@@ -1,0 +1,206 @@
+"""The config file: one YAML file is one run.
+
+Sections that name an extension (`algorithm`, `merge`, a task's `evaluator`) are mappings with
+`name:`; their other keys belong to that class and are checked when it is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from evomerge.config.construct import describe
+from evomerge.config.yaml_file import parse_yaml, read_yaml
+from evomerge.errors import ConfigError, nearest
+
+Named = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _model(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class ModelConfig(_Section):
+    """One model: a local folder or a Hub id, in mergekit's spelling."""
+
+    model: str
+    name: str | None = None
+    revision: str | None = None
+    lora: str | None = None
+    trust_remote_code: bool = False
+
+
+class TaskConfig(_Section):
+    """One skill: an evaluator over calibration examples, and the held-out ones for reports.
+
+    Attributes:
+        held_out: Keys of `evaluator` that differ for the held-out examples (`data`, `rows`, …).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    evaluator: Annotated[Named, BeforeValidator(_named)]
+    held_out: dict[str, Any] | None = None
+
+
+class ObjectiveConfig(_Section):
+    """A weighted mean of tasks; without objectives every task is one."""
+
+    name: str
+    tasks: dict[str, float] = Field(min_length=1)
+
+
+class BudgetConfig(_Section):
+    """When to stop. May be changed on resume."""
+
+    evaluations: int = Field(ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+
+
+class SearchConfig(_Section):
+    """How the loop runs.
+
+    Attributes:
+        tell_order: "asked" (repeatable) or "completed".
+        look_ahead: Candidates in flight; None: three times the workers.
+        founders: "all" (parents, mean, task arithmetic), "parents" or "none".
+    """
+
+    tell_order: Literal["asked", "completed"] = "asked"
+    look_ahead: int | None = Field(default=None, ge=1)
+    founders: Literal["all", "parents", "none"] = "all"
+
+
+class RuntimeConfig(_Section):
+    """Where candidates are scored. May be changed on resume.
+
+    Attributes:
+        executor: "in-process" (one device) or "ray".
+        workers: Number of workers; None: one per GPU, or one.
+        device: auto, cpu or cuda:N.
+        threads: CPU threads per worker; None: the CPUs divided by the workers.
+        address: Ray cluster: "auto", HOST:PORT, or None to start a local one.
+        gpus_per_worker: GPUs (or a fraction of one) each Ray worker reserves; None: 1 where
+            the cluster has GPUs, else 0.
+        cpus_per_worker: CPUs each Ray worker reserves.
+        max_attempts: How often a candidate is tried when its worker dies or times out.
+        timeout_seconds: Deadline of one evaluation (Ray only).
+    """
+
+    executor: Literal["in-process", "ray"] = "in-process"
+    workers: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    address: str | None = None
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    timeout_seconds: float = Field(default=3600.0, gt=0)
+
+
+class RunConfig(_Section):
+    """A whole config file."""
+
+    version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(default=0, ge=0)
+    base_model: Annotated[ModelConfig | None, BeforeValidator(_model)] = None
+    models: list[Annotated[ModelConfig, BeforeValidator(_model)]] = Field(min_length=1)
+    merge: Annotated[Named, BeforeValidator(_named)]
+    algorithm: Annotated[Named, BeforeValidator(_named)]
+    tasks: list[TaskConfig] = Field(min_length=1)
+    objectives: list[ObjectiveConfig] = Field(default_factory=list)
+    budget: BudgetConfig
+    search: SearchConfig = SearchConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def replay_part(self) -> dict[str, Any]:
+        """Return everything a replay depends on: all but the name, budget and runtime."""
+        return self.model_dump(mode="json", exclude={"name", "budget", "runtime"})
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a config file and apply `--set` overrides.
+
+    Raises:
+        ConfigError: Names file, key and what is wrong with it.
+    """
+    body = read_yaml(path)
+    for override in overrides or []:
+        apply_override(body, override)
+    return parse_config(body, str(path))
+
+
+def parse_config(body: dict[str, Any], where: str) -> RunConfig:
+    """Validate a mapping as a config."""
+    try:
+        return RunConfig.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            section = _section_at(first["loc"][:-1])
+            known = list(section.model_fields)
+            raise ConfigError(
+                f"{where}: unknown key {loc!r}.{nearest(str(first['loc'][-1]), known)} "
+                f"Known: {', '.join(known)}."
+            ) from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: key {loc!r} is missing") from None
+        raise ConfigError(f"{where}: {describe(error)}") from None
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "base_model": ModelConfig,
+    "models": ModelConfig,
+    "tasks": TaskConfig,
+    "objectives": ObjectiveConfig,
+    "budget": BudgetConfig,
+    "search": SearchConfig,
+    "runtime": RuntimeConfig,
+}
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    return _SECTIONS.get(str(loc[0]), RunConfig) if loc else RunConfig
+
+
+def apply_override(body: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b=value`` to a config mapping; list items are addressed by number.
+
+    Raises:
+        ConfigError: The text has no "=", or the path does not exist.
+    """
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override}: expected KEY.KEY=VALUE")
+    value = parse_yaml(text, f"--set {override}")
+    target: Any = body
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) >= len(target):
+                raise ConfigError(f"--set {override}: {key!r} is not one of 0..{len(target) - 1}")
+            index: Any = int(key)
+        elif isinstance(target, dict):
+            index = key
+            if isinstance(target.get(key), str) and not last:
+                target[key] = {"name" if key != "base_model" else "model": target[key]}
+            if not last and key not in target:
+                target[key] = {}
+        else:
+            raise ConfigError(f"--set {override}: {'.'.join(keys[:position])} has no keys")
+        if last:
+            target[index] = value
+        else:
+            target = target[index]

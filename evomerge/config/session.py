@@ -1,0 +1,265 @@
+"""Create, open, resume and run searches: what the CLI verbs and the Python API call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.config.build import (
+    Tasks,
+    build_algorithm,
+    build_header,
+    build_objectives,
+    build_search_space,
+    build_tasks,
+    compute_derived,
+    compute_span,
+    header_differences,
+    resolve_config,
+)
+from evomerge.config.models import OpenModels, open_models
+from evomerge.config.schema import RunConfig
+from evomerge.config.warm_start import WarmStart, read_warm_start
+from evomerge.config.workers import (
+    build_worker,
+    derived_bytes,
+    load_derived,
+    read_run_config,
+    read_sources,
+    worker_of,
+)
+from evomerge.config.yaml_file import dump_yaml
+from evomerge.core.candidate import Candidate
+from evomerge.core.recipe import Recipe
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ConfigError, ReplayError, RunError
+from evomerge.runtime.in_process import InProcessExecutor
+from evomerge.runtime.placement import threads_per_worker
+from evomerge.runtime.worker import MergeInputs
+from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
+from evomerge.search.ports import Executor
+from evomerge.storage.run_store import RunFolder, RunStore, stored_evaluations
+
+
+def create_run(
+    config: RunConfig, base_dir: Path, folder: RunFolder, warm_start: Path | None = None
+) -> None:
+    """Check a config against the world and create its run folder; nothing is evaluated.
+
+    Raises:
+        EvomergeError: Whatever is wrong, before the folder exists.
+    """
+    prepared = preflight(config, base_dir)
+    warm = None if warm_start is None else read_warm_start(RunFolder(warm_start), prepared)
+    derived = compute_derived(prepared.config, prepared.models)
+    span = compute_span(prepared.config, prepared.models)
+    files = {
+        "sources.json": json.dumps(prepared.models.record, indent=1).encode(),
+        "derived.npz": derived_bytes(derived, span),
+    }
+    if warm is not None:
+        files |= warm.files()
+    # config.yaml last: a folder with it is a whole run.
+    body = prepared.config.model_dump(mode="json")
+    folder.create({**files, "config.yaml": dump_yaml(body).encode()})
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A config that passed every check."""
+
+    config: RunConfig
+    models: OpenModels
+    tasks: Tasks
+    space: SearchSpace
+
+
+def preflight(config: RunConfig, base_dir: Path) -> Prepared:
+    """Resolve a config, open and align its models, read its data.
+
+    Raises:
+        ConfigError: The config is wrong.
+        PreflightError: Models or data cannot be used.
+    """
+    resolved = resolve_config(config, base_dir)
+    tasks = build_tasks(resolved)
+    models = open_models(resolved)
+    space, merge = build_search_space(resolved, models, None)
+    return Prepared(resolved.model_copy(update={"merge": merge}), models, tasks, space)
+
+
+class Session:
+    """An opened run: its models, its loop replayed to the end of the journal, its log."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        config: RunConfig | None = None,
+        on_change: Callable[[SearchLoop], None] | None = None,
+    ) -> None:
+        """Open a run for writing and replay it.
+
+        Args:
+            folder: An existing run.
+            config: Its config with a changed budget or runtime; None: as stored.
+            on_change: Called after every result the algorithm was told, replay included.
+
+        Raises:
+            RunLockedError: Another driver owns the run.
+            ReplayError: Config, models, data or packages changed since it began.
+        """
+        self.folder = folder
+        self.config = config or read_run_config(folder)
+        self.models = open_models(self.config, known=read_sources(folder))
+        self.tasks = build_tasks(self.config)
+        self.derived, span = load_derived(folder, self.models)
+        self.objectives = build_objectives(self.config)
+        warm = WarmStart.of(folder)
+        self.space, _ = build_search_space(self.config, self.models, span, warm.proposals)
+        header = build_header(self.config, self.models, self.tasks, warm.digest)
+        self.store = RunStore(folder, header=header, tasks=self.tasks.sizes)
+        try:
+            self._refuse_changes(header)
+            self.loop = SearchLoop(
+                algorithm=build_algorithm(self.config),
+                space=self.space,
+                objectives=self.objectives,
+                log=self.store,
+                plan=LoopPlan(
+                    seed=self.config.seed,
+                    evaluations=self.config.budget.evaluations + len(warm.proposals),
+                    look_ahead=self.config.search.look_ahead or 1,
+                    tell_order=self.config.search.tell_order,
+                    seconds=self.config.budget.seconds,
+                ),
+                on_change=on_change,
+            )
+            events = self.store.journal.events[1:]
+            stand_in = Candidate(-1, Recipe("linear", ("none",), {"weights": np.ones((1, 1))}))
+            self.loop.replay(
+                stored_evaluations(events, self.store.scores, self.tasks.sizes, stand_in)
+            )
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _refuse_changes(self, header: dict[str, Any]) -> None:
+        then, now = json.loads(json.dumps(self.store.header)), json.loads(json.dumps(header))
+        changed = header_differences(then, now)
+        if changed:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise ReplayError(
+                f"{self.folder.path}: {changed[0]}{more} since the run began, so it cannot be "
+                "continued exactly. Put it back, or begin a new run from this one's "
+                f"evaluations: evomerge search CONFIG --warm-start {self.folder.path}"
+            )
+
+    def executor(self) -> Executor:
+        """Start the workers that the config asks for."""
+        runtime = self.config.runtime
+        workers = runtime.workers or 1
+        threads = runtime.threads or threads_per_worker(workers, self.models.space.n_elements)
+        if runtime.executor == "in-process":
+            inputs = MergeInputs(self.models.space, self.models.sources, self.derived)
+            return InProcessExecutor(
+                worker_of(
+                    inputs,
+                    self.models,
+                    self.tasks.search,
+                    device=runtime.device,
+                    threads=threads,
+                )
+            )
+        from evomerge.runtime.ray_pool import RayPool
+
+        return RayPool(
+            partial(build_worker, self.folder.path.resolve(), runtime.device, threads),
+            workers=workers,
+            address=runtime.address,
+            gpus_per_worker=runtime.gpus_per_worker,
+            cpus_per_worker=runtime.cpus_per_worker,
+            max_attempts=runtime.max_attempts,
+            timeout_seconds=runtime.timeout_seconds,
+            note=self.store.note,
+        )
+
+    def run(self) -> StopReason:
+        """Search until the budget is spent or `loop.stop_requested`; returns why it ended."""
+        if not self.loop.waiting and self.loop.n_asked >= self.loop.plan.evaluations:
+            return "budget"
+        executor = self.executor()
+        try:
+            return self.loop.run(executor)
+        finally:
+            executor.close()
+
+    def close(self) -> None:
+        """Sync and release the run."""
+        self.store.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_or_create(
+    config: RunConfig, base_dir: Path, folder: RunFolder, warm_start: Path | None = None
+) -> tuple[RunConfig, bool]:
+    """Create the run, or accept the existing one if the config is the same.
+
+    Returns:
+        The config to run with (stored, with this one's budget and runtime), and whether the
+        run existed.
+
+    Raises:
+        RunError: The folder holds a run of another config; names the first difference.
+    """
+    if not folder.exists():
+        create_run(config, base_dir, folder, warm_start)
+        return read_run_config(folder), False
+    if warm_start is not None:
+        raise RunError(f"{folder.path}: exists; --warm-start begins a new run, give a new --run")
+    stored = read_run_config(folder)
+    wanted = resolve_config(config, base_dir)
+    if config.search.look_ahead is None:  # resolved from the workers when the run was created
+        kept = wanted.search.model_copy(update={"look_ahead": stored.search.look_ahead})
+        wanted = wanted.model_copy(update={"search": kept})
+    models = open_models(wanted, known=read_sources(folder))
+    _, merge = build_search_space(wanted, models, None)
+    wanted = wanted.model_copy(update={"merge": merge})
+    changed = header_differences(stored.replay_part(), wanted.replay_part())
+    if changed:
+        raise RunError(
+            f"{folder.path}: holds a run of another config: {changed[0]}. Only `budget` and "
+            "`runtime` may change; give a new --run folder for a new search."
+        )
+    return wanted, True
+
+
+def with_runtime(config: RunConfig, **changes: Any) -> RunConfig:
+    """Return the config with runtime keys replaced; None leaves a key as it is."""
+    kept = {key: value for key, value in changes.items() if value is not None}
+    try:
+        runtime = type(config.runtime).model_validate({**config.runtime.model_dump(), **kept})
+    except ValueError as error:
+        raise ConfigError(f"runtime: {str(error).splitlines()[-1].strip()}") from None
+    return config.model_copy(update={"runtime": runtime})
+
+
+def with_budget(config: RunConfig, evaluations: int | None) -> RunConfig:
+    """Return the config with another evaluation budget; None leaves it."""
+    if evaluations is None:
+        return config
+    if evaluations < 1:
+        raise ConfigError(f"budget.evaluations is {evaluations}, must be at least 1")
+    budget = config.budget.model_copy(update={"evaluations": evaluations})
+    return config.model_copy(update={"budget": budget})

@@ -1,0 +1,120 @@
+"""Build the worker of one process: models, resident subjects, evaluators."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from evomerge.config.build import build_tasks
+from evomerge.config.models import OpenModels, open_models
+from evomerge.config.schema import RunConfig, parse_config
+from evomerge.config.yaml_file import read_yaml
+from evomerge.core.linear_span import LinearSpan, block_size
+from evomerge.errors import ConfigError, RunError
+from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.subject import Subject
+from evomerge.merging.derived import Derived
+from evomerge.runtime.placement import pick_device, use_threads
+from evomerge.runtime.worker import MergeInputs, Worker
+from evomerge.storage.run_store import RunFolder
+
+
+PREFIX_GRAMS = "prefix_grams"  # key in derived.npz beside those of `Derived.to_arrays`
+
+
+def derived_bytes(derived: Derived, span: LinearSpan | None) -> bytes:
+    """Return the content of derived.npz."""
+    arrays = dict(derived.to_arrays())
+    if span is not None:
+        arrays[PREFIX_GRAMS] = span.prefix
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy types every keyword as a flag
+    return buffer.getvalue()
+
+
+def load_derived(folder: RunFolder, models: OpenModels) -> tuple[Derived, LinearSpan | None]:
+    """Return the Gram matrices saved with a run.
+
+    Saved rather than computed again: replay and every worker must see the same bits.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    try:
+        with np.load(folder.derived, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        derived = Derived.from_arrays(arrays, models.space, models.sources)
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise RunError(f"{folder.derived}: cannot be read: {error}") from None
+    if PREFIX_GRAMS not in arrays:
+        return derived, None
+    n_elements = models.space.n_elements
+    prefix = arrays[PREFIX_GRAMS]
+    return derived, LinearSpan(models.space.sources, n_elements, block_size(n_elements), prefix)
+
+
+def read_run_config(folder: RunFolder) -> RunConfig:
+    """Return the resolved config of a run."""
+    folder.require()
+    return parse_config(read_yaml(folder.config), str(folder.config))
+
+
+def read_sources(folder: RunFolder) -> list[dict[str, object]]:
+    """Return the content of sources.json."""
+    try:
+        record = json.loads(folder.sources.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder.sources}: cannot be read: {error}") from None
+    if not isinstance(record, list):
+        raise RunError(f"{folder.sources}: expected a list of models")
+    return record
+
+
+def build_worker(run: Path, device: str, threads: int, name: str) -> Worker:
+    """Build a worker from a run folder; this is what a Ray actor calls in its own process."""
+    folder = RunFolder(run)
+    config = read_run_config(folder)
+    models = open_models(config, known=read_sources(folder), check=False)
+    inputs = MergeInputs(models.space, models.sources, load_derived(folder, models)[0])
+    tasks = build_tasks(config)
+    return worker_of(inputs, models, tasks.search, device=device, threads=threads, name=name)
+
+
+def worker_of(
+    inputs: MergeInputs,
+    models: OpenModels,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    device: str,
+    threads: int,
+    name: str = "in-process",
+) -> Worker:
+    """Load the resident models and return a worker.
+
+    Raises:
+        ConfigError: The models have no config.json, so nothing can be loaded to score.
+        SourceError: transformers cannot load the donor.
+    """
+    use_threads(threads)
+    if not (models.donor / "config.json").is_file():
+        raise ConfigError(
+            f"{models.donor}: has no config.json; scoring needs a whole model folder"
+        )
+    where = pick_device(device)
+    subjects: dict[str, Subject] = {}
+    for evaluator in evaluators.values():
+        if evaluator.auto_class not in subjects:
+            subjects[evaluator.auto_class] = Subject.load(
+                models.donor,
+                auto_class=evaluator.auto_class,
+                device=where,
+                trust_remote_code=models.trust_remote_code,
+                name=models.space.sources[0],
+            )
+    scored = {task: (e, subjects[e.auto_class]) for task, e in evaluators.items()}
+    return Worker(inputs, list(subjects.values()), scored, device=where, name=name)

@@ -1,0 +1,246 @@
+"""Models inside the span of their sources: segments of coefficients, angles, SLERP, crossover.
+
+Every child that linear merging, SLERP and split-point crossover can reach is
+x = sum_k c[s(p), k] * theta_k[p] for element p in segment s(p). Norms and angles follow from
+prefix Gram matrices; no weights are needed (spec: algorithms.md §11).
+
+Shape letters: K sources, S segments, B blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from evomerge.core.arrays import FloatArray, IntArray
+from evomerge.core.recipe import SEGMENTS, Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Piecewise-constant coefficients over the flattened parameter order.
+
+    Attributes:
+        breaks: (S + 1,) element offsets from 0 to D.
+        coefficients: (S, K) weight of each source in each segment.
+    """
+
+    breaks: IntArray
+    coefficients: FloatArray
+
+
+def block_size(n_elements: int) -> int:
+    """Return the block that segment breaks snap to, a power of two.
+
+    One element up to 2**18 elements; beyond that at most 2**17 blocks, which is the 64k-element
+    block of the spec at 7 billion parameters and keeps the prefix Grams under a few MB.
+    """
+    size = 1
+    if n_elements <= 2**18:
+        return size
+    while n_elements > size * 2**17:
+        size *= 2
+    return size
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSpan:
+    """Geometry of the span of K sources.
+
+    Attributes:
+        sources: (K,) source ids, in recipe order.
+        n_elements: D, number of merged elements.
+        block: Elements per block; the last block may be shorter.
+        prefix: (B + 1, K, K) cumulative Gram matrices over the basis
+            (theta_0, theta_1 - theta_0, …), float64. Differences instead of raw sources keep
+            the digits of small task vectors.
+    """
+
+    sources: tuple[str, ...]
+    n_elements: int
+    block: int
+    prefix: FloatArray
+
+    @classmethod
+    def from_block_grams(
+        cls, sources: tuple[str, ...], n_elements: int, block: int, grams: FloatArray
+    ) -> LinearSpan:
+        """Build from (B, K, K) Gram matrices of single blocks."""
+        k = len(sources)
+        prefix = np.zeros((len(grams) + 1, k, k))
+        np.cumsum(grams, axis=0, out=prefix[1:])
+        return cls(sources, n_elements, block, prefix)
+
+    def single(self, source: int) -> Segments:
+        """Return source number `source` as segments."""
+        coefficients = np.zeros((1, len(self.sources)))
+        coefficients[0, source] = 1.0
+        return Segments(np.array([0, self.n_elements]), coefficients)
+
+    def snap(self, element: int) -> int:
+        """Return the block boundary at or below `element`."""
+        return element if element >= self.n_elements else element - element % self.block
+
+    def _prefix_at(self, breaks: IntArray) -> FloatArray:
+        return self.prefix[-(-breaks // self.block)]
+
+    def _basis(self, coefficients: FloatArray) -> FloatArray:
+        """Turn coefficients over theta_k into coefficients over (theta_0, differences)."""
+        basis = coefficients.copy()
+        basis[:, 0] = coefficients.sum(axis=1)
+        return basis
+
+    def _grams(self, breaks: IntArray, start: int, stop: int | None) -> FloatArray:
+        """Return (S, K, K) Gram matrices of the segments, cut to elements [start, stop)."""
+        end = self.n_elements if stop is None else stop
+        if start > 0 or end < self.n_elements:
+            breaks = breaks.clip(start, end)
+        prefix = self._prefix_at(breaks)
+        grams: FloatArray = prefix[1:] - prefix[:-1]
+        return grams
+
+    def inner(self, a: Segments, b: Segments, start: int = 0, stop: int | None = None) -> float:
+        """Return <a, b> over elements [start, stop)."""
+        breaks, rows_a, rows_b = _refine(a, b)
+        products = self._basis(rows_a)[:, :, None] * self._basis(rows_b)[:, None, :]
+        return float((products * self._grams(breaks, start, stop)).sum())
+
+    def angle(self, a: Segments, b: Segments, start: int = 0, stop: int | None = None) -> float:
+        """Return the angle between a and b over [start, stop), in radians; 0 for a zero vector.
+
+        Computed from the difference of the unit vectors, 2 asin(d / 2): fine-tunes of one base
+        have cosines above 0.999, where arccos loses half the digits.
+        """
+        breaks, rows_a, rows_b = _refine(a, b)
+        grams = self._grams(breaks, start, stop)
+        basis_a, basis_b = self._basis(rows_a), self._basis(rows_b)
+        norm_a, norm_b = _norm(grams, basis_a), _norm(grams, basis_b)
+        if norm_a == 0.0 or norm_b == 0.0:
+            return 0.0
+        distance = _norm(grams, basis_a / norm_a - basis_b / norm_b)
+        return 2.0 * math.asin(min(distance / 2.0, 1.0))
+
+    def simplify(self, segments: Segments, max_segments: int) -> Segments:
+        """Return segments with the faintest breaks joined until at most `max_segments` are left.
+
+        A break is faint when giving the cheaper of its neighbours the other's coefficients
+        moves the model little. Joined segments get the mean of their coefficients, by length.
+        """
+        n_extra = len(segments.coefficients) - max_segments
+        if n_extra <= 0:
+            return segments
+        basis = self._basis(segments.coefficients)
+        grams = self._grams(segments.breaks, 0, None)
+        jumps = basis[1:] - basis[:-1]
+        squares = jumps[:, :, None] * jumps[:, None, :]
+        moved_left = (squares * grams[:-1]).sum(axis=(1, 2))
+        moved_right = (squares * grams[1:]).sum(axis=(1, 2))
+        faintest = np.argsort(np.minimum(moved_left, moved_right), kind="stable")[:n_extra]
+        keep = np.ones(len(segments.coefficients), dtype=bool)
+        keep[faintest + 1] = False
+        starts = np.flatnonzero(keep)
+        lengths = np.diff(segments.breaks).astype(np.float64)
+        sums = np.add.reduceat(segments.coefficients * lengths[:, None], starts, axis=0)
+        means = sums / np.add.reduceat(lengths, starts)[:, None]
+        return Segments(np.append(segments.breaks[:-1][keep], segments.breaks[-1]), means)
+
+    def segments(self, recipe: Recipe) -> Segments | None:
+        """Return a recipe as segments, or None when it is not a raw linear recipe of this span."""
+        raw = recipe.operator == "linear" and recipe.settings.get("normalize") is False
+        if not raw or recipe.sources != self.sources:
+            return None
+        weights = recipe.params["weights"]
+        if recipe.grouping == SEGMENTS and recipe.breaks is not None:
+            return Segments(recipe.breaks, weights)
+        if recipe.grouping == "global":
+            return Segments(np.array([0, self.n_elements]), weights)
+        return None
+
+    def recipe(self, segments: Segments) -> Recipe:
+        """Return the raw linear recipe that computes `segments`."""
+        return Recipe(
+            "linear",
+            self.sources,
+            {"weights": segments.coefficients},
+            SEGMENTS,
+            segments.breaks,
+            {"normalize": False},
+        )
+
+
+def slerp_weights(t: float, angle: float) -> tuple[float, float]:
+    """Return (u, v) such that slerp_t(x, y) = u x + v y; plain lerp when sin(angle) <= 1e-6.
+
+    Source: Shoemake 1985; threshold as in the M2N2 reference code.
+    """
+    sine = math.sin(angle)
+    if sine <= 1e-6:
+        return 1.0 - t, t
+    return math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine
+
+
+def on_common_breaks(a: Segments, b: Segments, *extra: int) -> tuple[Segments, Segments]:
+    """Return a and b, unchanged in value, on the same breaks, `extra` among them.
+
+    Worth doing before several calls of `LinearSpan.angle` and `split_crossover` with one pair.
+    """
+    breaks, rows_a, rows_b = _refine(a, b, *extra)
+    return Segments(breaks, rows_a), Segments(breaks, rows_b)
+
+
+def split_crossover(
+    a: Segments,
+    b: Segments,
+    split: int,
+    left: tuple[float, float],
+    right: tuple[float, float],
+) -> Segments:
+    """Return left[0] a + left[1] b before element `split`, right[0] a + right[1] b from there on."""
+    breaks, rows_a, rows_b = _refine(a, b, split)
+    is_left = (breaks[:-1] < split)[:, None]
+    u = np.where(is_left, left[0], right[0])
+    v = np.where(is_left, left[1], right[1])
+    return _compact(breaks, u * rows_a + v * rows_b)
+
+
+def _refine(a: Segments, b: Segments, *extra: int) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Return the union of all breaks, and both coefficient matrices on it."""
+    end = a.breaks[-1]
+    if a.breaks is b.breaks and all(_has_break(a.breaks, point) for point in extra):
+        return a.breaks, a.coefficients, b.coefficients
+    inside = [point for point in extra if 0 < point < end]
+    merged = np.concatenate((a.breaks, b.breaks, np.array(inside, dtype=np.int64)))
+    merged.sort(kind="stable")
+    is_first = np.ones(len(merged), dtype=bool)
+    np.not_equal(merged[1:], merged[:-1], out=is_first[1:])
+    breaks: IntArray = merged[is_first]
+    rows_a = a.coefficients[a.breaks.searchsorted(breaks[:-1], side="right") - 1]
+    rows_b = b.coefficients[b.breaks.searchsorted(breaks[:-1], side="right") - 1]
+    return breaks, rows_a, rows_b
+
+
+def _has_break(breaks: IntArray, point: int) -> bool:
+    """Return whether a split at `point` needs no further break."""
+    if point <= 0 or point >= breaks[-1]:
+        return True
+    return bool(breaks[breaks.searchsorted(point)] == point)
+
+
+def _norm(grams: FloatArray, basis: FloatArray) -> float:
+    """Return the norm of (S, K) coefficients over the basis, given (S, K, K) Gram matrices.
+
+    Products and a plain sum, not einsum or BLAS: those round differently on other CPUs, and a
+    journal should replay on all of them.
+    """
+    square = float((basis[:, :, None] * basis[:, None, :] * grams).sum())
+    return math.sqrt(max(square, 0.0))
+
+
+def _compact(breaks: IntArray, coefficients: FloatArray) -> Segments:
+    """Join neighbouring segments with equal coefficients."""
+    keep = np.ones(len(coefficients), dtype=bool)
+    keep[1:] = (coefficients[1:] != coefficients[:-1]).any(axis=1)
+    starts = breaks[:-1][keep]
+    return Segments(np.append(starts, breaks[-1]), coefficients[keep])

@@ -1,0 +1,12 @@
+"""How good a merged model is: evaluators and the resident model they score.
+
+Every built-in evaluator is listed here by hand; importing this package registers them.
+"""
+
+from evomerge.evaluation import (  # noqa: F401  (importing registers them)
+    classification,
+    exact_match,
+    multiple_choice,
+    perplexity,
+    python_function,
+)

@@ -1,0 +1,147 @@
+"""Perplexity, per example: how likely are the tokens of a text?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import ClassVar
+
+from evomerge.core.arrays import ScoreArray
+from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.evaluation.evaluator import evaluator
+from evomerge.evaluation.examples import check_settings, checked_scores, read_rows, read_text
+from evomerge.evaluation.subject import Subject
+
+
+@evaluator("perplexity")
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Mean token log-likelihood of each text (the log of 1/perplexity); higher is better.
+
+    Tokens are conditioned on the tokenizer's first token (bos, else eos); where a tokenizer
+    has neither, the first token of a text is not scored.
+
+    Attributes:
+        examples: JSONL rows with `text`, or a .txt file that is cut into windows.
+        window: Tokens per window of a .txt file; longer JSONL texts are an error unless
+            `max_length` is set.
+        bits_per_byte: Score minus the bits per UTF-8 byte instead, which is comparable
+            between tokenizers.
+        batch_size: Texts per forward pass.
+        max_length: Cut JSONL texts to so many tokens.
+        rows: Half-open range of texts or windows [start, stop). A .txt file needs it, since
+            the number of its windows depends on the tokenizer.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+
+    examples: Path
+    window: int = 128
+    bits_per_byte: bool = False
+    batch_size: int = 8
+    max_length: int | None = None
+    rows: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(
+            "perplexity",
+            rows=self.rows,
+            positive={"batch_size": self.batch_size, "max_length": self.max_length},
+        )
+        if self.window < 2:
+            raise ConfigError(f"perplexity: window is {self.window}, expected at least 2 tokens.")
+        if self._is_plain and self.rows is None:
+            raise ConfigError(
+                f"perplexity: {self.examples} is cut into windows of tokens, so `rows` must say "
+                "which to use, such as `rows: [0, 64]`."
+            )
+
+    @property
+    def _is_plain(self) -> bool:
+        return Path(self.examples).suffix == ".txt"
+
+    def n_examples(self) -> int:
+        """Return N after checking the data; DataError names the first bad row.
+
+        That a .txt file has enough tokens for `rows` is only known with a tokenizer, hence
+        in `evaluate`.
+        """
+        if not self._is_plain:
+            rows = read_rows(self.examples, self.rows)
+            for row in rows:
+                row.text("text")
+            return len(rows)
+        start, stop = self.rows
+        if not read_text(self.examples).strip():
+            raise DataError(f"{self.examples}: holds only white space.")
+        return stop - start
+
+    def evaluate(self, subject: Subject) -> ScoreArray:
+        """Return (N,) float32 mean log-likelihoods in nats per token, or -bits per byte.
+
+        Raises:
+            EvaluationError: A text is too long or has nothing to score, or a score is not
+                finite.
+        """
+        subject.require(self.auto_class)
+        texts = self._windows(subject) if self._is_plain else self._texts(subject)
+        prefix = subject.first_tokens
+        starts = [max(len(prefix), 1)] * len(texts)
+        sequences = []
+        for i, (tokens, _) in enumerate(texts):
+            sequence = (*prefix, *tokens)
+            if len(sequence) <= starts[i]:
+                raise EvaluationError(
+                    f"{subject.name}: text {self._first + i} of {self.examples} has no token to "
+                    "score; remove it."
+                )
+            if subject.max_tokens is not None and len(sequence) > subject.max_tokens:
+                raise EvaluationError(
+                    f"{subject.name}: text {self._first + i} of {self.examples} is "
+                    f"{len(sequence)} tokens, the model takes {subject.max_tokens}; set "
+                    f"`{'window' if self._is_plain else 'max_length'}` to "
+                    f"{subject.max_tokens - len(prefix)} or less."
+                )
+            sequences.append(sequence)
+        found = subject.token_nll(sequences, starts=starts, batch_size=self.batch_size)
+        if self.bits_per_byte:
+            scores = [
+                -float(nll.sum()) / log(2) / n_bytes
+                for nll, (_, n_bytes) in zip(found, texts, strict=True)
+            ]
+        else:
+            scores = [-float(nll.mean()) for nll in found]
+        return checked_scores(
+            scores, n=len(texts), subject=subject.name, path=self.examples, first=self._first
+        )
+
+    @property
+    def _first(self) -> int:
+        return self.rows[0] if self.rows else 0
+
+    def _texts(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
+        """Return (tokens, bytes of text they stand for) for every row."""
+        usual = len(subject.encode(""))
+        texts = []
+        for row in read_rows(self.examples, self.rows):
+            text = row.text("text")
+            tokens = subject.encode(text)[usual:]
+            if self.max_length is not None and len(tokens) > self.max_length:
+                tokens = tokens[: self.max_length]
+                text = subject.tokenizer.decode(tokens)
+            texts.append((tokens, len(text.encode())))
+        return texts
+
+    def _windows(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
+        """Return (tokens, bytes of text they stand for) for every window."""
+        start, stop = self.rows
+        tokens = subject.encode(read_text(self.examples))[len(subject.encode("")) :]
+        if stop * self.window > len(tokens):
+            raise DataError(
+                f"{self.examples}: `rows: [{start}, {stop}]` asks for {stop} windows of "
+                f"{self.window} tokens, but its {len(tokens)} tokens make "
+                f"{len(tokens) // self.window}."
+            )
+        windows = [tokens[i * self.window : (i + 1) * self.window] for i in range(start, stop)]
+        return [(w, max(1, len(subject.tokenizer.decode(w).encode()))) for w in windows]

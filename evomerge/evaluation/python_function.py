@@ -1,0 +1,132 @@
+"""A function of your own as an evaluator."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.core.arrays import ScoreArray
+from evomerge.errors import ConfigError, EvaluationError, EvomergeError, nearest
+from evomerge.evaluation.evaluator import evaluator
+from evomerge.evaluation.examples import check_settings, checked_scores
+from evomerge.evaluation.resident import AUTO_CLASSES
+from evomerge.evaluation.subject import Subject
+
+
+@evaluator("python")
+@dataclass(frozen=True, kw_only=True)
+class PythonFunction:
+    """Scores from `function(subject, **arguments)`, which returns n numbers.
+
+    The function runs in the worker with the worker's rights: only name code you trust. It
+    must be deterministic and leave the model's weights as they are.
+
+    Attributes:
+        function: "module:function".
+        n: Number of scores it returns.
+        path: Folder the module lies in, when it is not installed.
+        arguments: Keyword arguments.
+        auto_class: The transformers Auto class of the model it expects.
+    """
+
+    function: str
+    n: int
+    path: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    auto_class: str = "AutoModelForCausalLM"
+
+    def __post_init__(self) -> None:
+        check_settings(
+            "python",
+            rows=None,
+            positive={"n": self.n},
+            choices={"auto_class": (self.auto_class, AUTO_CLASSES)},
+        )
+        module, colon, name = self.function.partition(":")
+        if not (colon and module and name.isidentifier()):
+            raise ConfigError(f'python: function is {self.function!r}, expected "module:function".')
+
+    def n_examples(self) -> int:
+        """Return N after importing the function; ConfigError when that fails."""
+        self._load()
+        return self.n
+
+    def evaluate(self, subject: Subject) -> ScoreArray:
+        """Return (N,) float32, what the function returned.
+
+        Raises:
+            EvaluationError: The function raised, or returned another number of scores, or
+                one that is not finite.
+        """
+        function = self._load()
+        subject.require(self.auto_class, initialised=False)
+        try:
+            with torch.inference_mode():
+                scores = [float(score) for score in function(subject, **self.arguments)]
+        except EvomergeError:
+            raise
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the worker retries these
+        except Exception as error:
+            raise EvaluationError(
+                f"{subject.name}: {self.function} failed: {type(error).__name__}: {error}"
+            ) from error
+        if len(scores) != self.n:
+            raise EvaluationError(
+                f"{subject.name}: {self.function} returned {len(scores)} scores, "
+                f"expected n={self.n}"
+            )
+        return checked_scores(scores, n=self.n, subject=subject.name, path=self.function)
+
+    def _load(self) -> Callable[..., Any]:
+        module_name, _, name = self.function.partition(":")
+        with _folder_on_path(self.path):
+            try:
+                module = importlib.import_module(module_name)
+            except Exception as error:  # a module's own code can raise anything
+                where = f" in {self.path}" if self.path else ""
+                raise ConfigError(
+                    f"python: cannot import {module_name!r}{where}: {type(error).__name__}: "
+                    f"{error}. Set `path:` to the folder the module lies in."
+                ) from error
+        file = getattr(module, "__file__", None)
+        if self.path is not None and file is not None:
+            folder = Path(self.path).resolve()
+            beside = folder.joinpath(*module_name.split("."))
+            here = beside.with_suffix(".py").exists() or beside.is_dir()
+            if here and folder not in Path(file).resolve().parents:
+                raise ConfigError(
+                    f"python: {module_name!r} is already imported from {file}, not from {folder}; "
+                    "rename your module."
+                )
+        function = getattr(module, name, None)
+        if not callable(function):
+            known = [key for key, value in vars(module).items() if callable(value)]
+            raise ConfigError(
+                f"python: {module_name!r} has no function {name!r}.{nearest(name, known)}"
+            )
+        return function
+
+
+@contextmanager
+def _folder_on_path(folder: Path | None) -> Iterator[None]:
+    """Put `folder` on sys.path for the duration of an import."""
+    if folder is None:
+        yield
+        return
+    if not Path(folder).is_dir():
+        raise ConfigError(f"python: path {folder} is not a folder.")
+    entry = str(Path(folder).resolve())
+    sys.path.insert(0, entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)

@@ -1,0 +1,14 @@
+"""A candidate -> a folder that transformers loads, with the card that says where it came from."""
+
+from evomerge.export.card import CardFacts, LineageStep, ParentModel, ScoreRow
+from evomerge.export.writer import ExportResult, export_candidate, verify_digest
+
+__all__ = [
+    "CardFacts",
+    "ExportResult",
+    "LineageStep",
+    "ParentModel",
+    "ScoreRow",
+    "export_candidate",
+    "verify_digest",
+]

@@ -1,0 +1,371 @@
+"""The model card (README.md) of an exported model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import evomerge
+from evomerge.core.arrays import FloatArray
+from evomerge.core.grouping import assign_groups
+from evomerge.core.model_space import ModelSpace
+from evomerge.core.recipe import Recipe
+from evomerge.errors import SourceError
+from evomerge.storage.untrusted_files import contained_file
+
+_MAX_README_BYTES = 1_000_000
+_MAX_RECIPE_LINES = 120
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SNAPSHOT = re.compile(r"models--(?P<org>.+?)--(?P<name>.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentModel:
+    """One source of the merge.
+
+    Attributes:
+        id: Name in recipes.
+        model: What the user gave: a path or Hub id.
+        path: The folder it was read from, for its licence; None when it is not at hand.
+        revision: Hub revision, if one was given.
+        lora: Path or Hub id of the adapter applied to it, if any.
+        lora_path: The adapter's folder.
+        digest: Content digest of its weights.
+    """
+
+    id: str
+    model: str
+    path: Path | None = None
+    revision: str | None = None
+    lora: str | None = None
+    lora_path: Path | None = None
+    digest: str = ""
+
+    @property
+    def reference(self) -> str:
+        """What mergekit opens: `model[@revision][+lora]`."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.model}{revision}{f'+{self.lora}' if self.lora else ''}"
+
+    @property
+    def public_names(self) -> tuple[str, ...]:
+        """Hub id of the model (and of its adapter); for a local folder its bare name."""
+        names = [_public_name(self.model)]
+        return (*names, _public_name(self.lora)) if self.lora else tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """One objective or task of the card's table; None where it was not measured.
+
+    Attributes:
+        name: Objective or task.
+        search: Mean score on the examples the search optimised.
+        n_search: How many those are.
+        held_out: Mean score on examples the search never saw.
+        n_held_out: How many those are.
+        search_interval: 95 % confidence interval of `search`.
+        held_out_interval: 95 % confidence interval of `held_out`.
+    """
+
+    name: str
+    search: float | None = None
+    n_search: int = 0
+    held_out: float | None = None
+    n_held_out: int = 0
+    search_interval: tuple[float, float] | None = None
+    held_out_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class LineageStep:
+    """A candidate, the candidates it was bred from, and how."""
+
+    candidate_id: int
+    parents: tuple[int, ...]
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card says beside the recipe.
+
+    Attributes:
+        title: Name of the model.
+        parents: The sources, in recipe order.
+        scores: One row per objective or task.
+        candidate_id: Its id in the run; None for a merge without a search.
+        lineage: The candidate and its ancestors, itself first.
+        n_candidates: How many candidates the search scored; None without a search.
+        algorithm: Name of the search algorithm.
+        seed: Seed of the run.
+        run: Name of the run.
+        scored_digest: Digest of the weights that were scored; "" when unknown.
+        notes: More sentences for the reader.
+    """
+
+    title: str
+    parents: tuple[ParentModel, ...]
+    scores: tuple[ScoreRow, ...] = ()
+    candidate_id: int | None = None
+    lineage: tuple[LineageStep, ...] = ()
+    n_candidates: int | None = None
+    algorithm: str = ""
+    seed: int | None = None
+    run: str = ""
+    scored_digest: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def render_card(
+    facts: CardFacts,
+    recipe: Recipe,
+    space: ModelSpace,
+    *,
+    weights_digest: str,
+    mergekit: str | None,
+    no_mergekit_reason: str = "",
+    notes: Sequence[str] = (),
+) -> str:
+    """Return README.md: front matter and body.
+
+    Args:
+        facts: Everything the search knows.
+        recipe: What was merged.
+        space: The models it was merged from.
+        weights_digest: Digest of the exported weights.
+        mergekit: The equivalent mergekit config as YAML, or None.
+        no_mergekit_reason: Why there is none.
+        notes: What the export itself has to say.
+    """
+    license_name, license_note = common_license(facts.parents)
+    front: dict[str, Any] = {
+        "base_model": list(dict.fromkeys(n for p in facts.parents for n in p.public_names)),
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "mergekit", "evomerge"],
+    }
+    if license_name:
+        front["license"] = license_name
+    sections = [
+        f"---\n{_yaml(front)}---",
+        f"# {_line(facts.title)}",
+        f"A merge made with evomerge {evomerge.__version__}, method `{recipe.operator}`.",
+        _scores(facts),
+        _parents(facts.parents, license_note),
+        _lineage(facts),
+        _coefficients(recipe, space),
+        _recipe(recipe),
+        _reproduce(facts, weights_digest, mergekit, no_mergekit_reason),
+        "\n".join(f"- {_line(note)}" for note in (*notes, *facts.notes)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def common_license(parents: Sequence[ParentModel]) -> tuple[str | None, str]:
+    """Return the licence all parents state in their README front matter, and a sentence on it.
+
+    None when a parent states none, when they differ, or when it is the catch-all "other".
+    """
+    stated: dict[str, str | None] = {}
+    for parent in parents:
+        stated[parent.id] = _license_of(parent.path)
+        if parent.lora is not None:
+            stated[f"{parent.id} (adapter)"] = _license_of(parent.lora_path)
+    found = set(stated.values())
+    if len(found) == 1 and not found & {None, "other", "unknown"}:
+        return found.pop(), ""
+    listed = "; ".join(f"{_line(name)}: {text or 'not stated'}" for name, text in stated.items())
+    return None, (
+        f"No licence is given, because the parents do not agree on one ({listed}). "
+        "Work out which terms apply before publishing."
+    )
+
+
+def _license_of(folder: Path | None) -> str | None:
+    if folder is None or not (folder / "README.md").is_file():
+        return None
+    try:
+        with contained_file(folder, "README.md").open("rb") as file:
+            text = file.read(_MAX_README_BYTES).decode("utf-8", errors="replace")
+        found = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+        front = yaml.safe_load(found.group(1)) if found else None
+    except (OSError, SourceError, yaml.YAMLError, ValueError, RecursionError):
+        return None  # a card that cannot be read states no licence
+    value = front.get("license") if isinstance(front, dict) else None
+    is_id = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9.+_-]{1,64}", value)
+    return value.lower() if isinstance(value, str) and is_id else None
+
+
+def _public_name(reference: str) -> str:
+    for part in reversed(Path(reference).parts):
+        snapshot = _SNAPSHOT.fullmatch(part)
+        if snapshot:
+            return f"{snapshot['org']}/{snapshot['name']}"
+    if _HUB_ID.fullmatch(reference) and not Path(reference).exists():
+        return reference
+    return re.sub(r"[^\w.-]+", "-", Path(reference).name) or "local-model"
+
+
+def _scores(facts: CardFacts) -> str:
+    if not facts.scores:
+        return ""
+    lines = [
+        "## Scores",
+        "",
+        "| objective | search score | n | held-out score | n |",
+        "|---|---|---|---|---|",
+    ]
+    for row in facts.scores:
+        search = _score(row.search, row.search_interval)
+        held_out = _score(row.held_out, row.held_out_interval)
+        lines.append(
+            f"| {_cell(row.name)} | {search} | {row.n_search or '–'} "
+            f"| {held_out} | {row.n_held_out or '–'} |"
+        )
+    if facts.n_candidates:
+        lines += [
+            "",
+            f"**Selection effect:** this model was picked out of {facts.n_candidates} candidates "
+            "by its search score, on the examples counted there. The best of many noisy scores is "
+            "too high on average, the more so the fewer the examples. "
+            + (
+                "The held-out examples were not used by the search; trust that column."
+                if any(row.held_out is not None for row in facts.scores)
+                else "It was not measured on held-out examples: expect less than the table says."
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _score(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "not measured"
+    around = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return f"{value:.4f}{around}"
+
+
+def _parents(parents: Sequence[ParentModel], license_note: str) -> str:
+    lines = ["## Parents", "", "| source | model | weights digest |", "|---|---|---|"]
+    for parent in parents:
+        names = " + ".join(parent.public_names)
+        at = f" @ {parent.revision}" if parent.revision else ""
+        lines.append(f"| {_cell(parent.id)} | {_cell(names + at)} | `{parent.digest or '?'}` |")
+    return "\n".join([*lines, *(["", license_note] if license_note else [])])
+
+
+def _lineage(facts: CardFacts) -> str:
+    if facts.candidate_id is None:
+        return ""
+    how = ", ".join(
+        text
+        for text in (
+            f"run `{facts.run}`" if facts.run else "",
+            f"algorithm `{facts.algorithm}`" if facts.algorithm else "",
+            f"seed {facts.seed}" if facts.seed is not None else "",
+            f"{facts.n_candidates} candidates scored" if facts.n_candidates else "",
+        )
+        if text
+    )
+    lines = ["## Lineage", "", f"Candidate {facts.candidate_id}{f' of {how}' if how else ''}."]
+    if facts.lineage:
+        lines.append("")
+    for step in facts.lineage:
+        bred = ", ".join(str(parent) for parent in step.parents) or "the sources"
+        origin = f" ({_line(step.origin)})" if step.origin else ""
+        lines.append(f"- {step.candidate_id} from {bred}{origin}")
+    return "\n".join(lines)
+
+
+def _coefficients(recipe: Recipe, space: ModelSpace) -> str:
+    """Return mean and range of every parameter, groups weighted by their elements."""
+    if not recipe.params:
+        return ""
+    share = _group_sizes(recipe, space)
+    share = share / share.sum()
+    n_groups = len(share)
+    lines = ["## Coefficients", ""]
+    lines.append(
+        f"Over {n_groups} groups of tensors (grouping `{recipe.grouping}`), weighted by size."
+        if n_groups > 1
+        else "One set of values for the whole model."
+    )
+    lines += ["", "| parameter | source | mean | lowest | highest |", "|---|---|---|---|---|"]
+    for name, value in recipe.params.items():
+        columns = value if value.ndim == 2 else value[:, None]
+        sources: Sequence[str] = recipe.sources[len(recipe.sources) - columns.shape[1] :]
+        for index in range(columns.shape[1]):
+            column = columns[:, index]
+            source = _cell(sources[index]) if value.ndim == 2 else "all"
+            lines.append(
+                f"| {_cell(name)} | {source} | {float(share @ column):.4g} "
+                f"| {column.min():.4g} | {column.max():.4g} |"
+            )
+    return "\n".join(lines)
+
+
+def _group_sizes(recipe: Recipe, space: ModelSpace) -> FloatArray:
+    if recipe.breaks is not None:
+        return np.diff(recipe.breaks).astype(np.float64)
+    merged = space.merged
+    labels, groups = assign_groups(recipe.grouping, [tensor.spec.name for tensor in merged])
+    sizes = np.zeros(len(labels))
+    for tensor, group in zip(merged, groups, strict=True):
+        sizes[group] += tensor.spec.n_elements
+    return sizes
+
+
+def _recipe(recipe: Recipe) -> str:
+    text = yaml.safe_dump(recipe.to_json(), sort_keys=False, default_flow_style=None, width=96)
+    if text.count("\n") > _MAX_RECIPE_LINES:
+        return "## Recipe\n\nToo long to print here; see `recipe.json`."
+    return f"## Recipe\n\n```yaml\n{text}```"
+
+
+def _reproduce(facts: CardFacts, digest: str, mergekit: str | None, reason: str) -> str:
+    lines = [
+        "## Reproduce",
+        "",
+        "```",
+        "evomerge merge recipe.json OUT",
+        "```",
+        "",
+        f"Weights digest: `{digest}`.",
+    ]
+    if facts.scored_digest == digest:
+        lines[-1] += " These are bit for bit the weights that were scored."
+    elif facts.scored_digest:
+        lines[-1] += (
+            f" The weights that were scored have `{facts.scored_digest}`: the same recipe, in "
+            "another dtype or computed on another device."
+        )
+    lines.append("")
+    if mergekit is None:
+        lines.append(f"mergekit has no config for this recipe: {reason}.")
+    else:
+        lines += [
+            "The same recipe for mergekit (equal up to rounding):",
+            "",
+            "```",
+            "mergekit-yaml mergekit_config.yml OUT",
+            "```",
+        ]
+    return "\n".join(lines)
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")

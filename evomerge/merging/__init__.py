@@ -1,0 +1,13 @@
+"""How weights combine: merge operators and the streaming pass that applies them.
+
+Every built-in merge method is listed here by hand; importing this package registers them.
+"""
+
+from evomerge.merging import (  # noqa: F401  (importing registers them)
+    dare,
+    linear,
+    nuslerp,
+    slerp,
+    task_arithmetic,
+    ties,
+)

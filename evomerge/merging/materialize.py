@@ -1,0 +1,202 @@
+"""Computing a recipe: one streaming pass over the tensors of the merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.core.arrays import FloatArray
+from evomerge.core.grouping import assign_groups
+from evomerge.core.model_space import ModelSpace, SpaceTensor
+from evomerge.core.recipe import Recipe
+from evomerge.errors import ConfigError, EvaluationError, nearest
+from evomerge.merging.derived import Derived, change_basis, derive_for
+from evomerge.merging.operator import MergeOperator, TensorInputs, merge_operators
+from evomerge.merging.plan import Roles, assign_roles, build_operators, plan_paths
+from evomerge.merging.source import TensorSource
+
+__all__ = ["build_operators", "materialize", "plan_paths"]
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def materialize(
+    recipe: Recipe,
+    space: ModelSpace,
+    sources: Mapping[str, TensorSource],
+    derived: Derived | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    out_dtype: torch.dtype | None = None,
+    names: Collection[str] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the merged model, in the order of `space.tensors`.
+
+    Only one tensor name is in memory at a time. Arithmetic is float32 with one rounding at
+    the end. Tensors that are copied, or that equal a source, may be views of that source's
+    file: do not write to them.
+
+    Args:
+        recipe: What to compute; its sources may be a subset or permutation of the space's.
+        space: The aligned models.
+        sources: Sources by id; the donor (`space.sources[0]`) and those of the recipe.
+        derived: From `derive_for` with the same space; computed here when None.
+        device: Where to compute; the results stay there.
+        out_dtype: Dtype of float tensors; None keeps the donor's.
+        names: Yield only these tensors; None for all.
+
+    Raises:
+        ConfigError: The recipe does not fit the space; see `build_operators`.
+        EvaluationError: A merged tensor holds NaN or infinity.
+    """
+    operators = build_operators(recipe, space)
+    _check_names(names, space)
+    cls = merge_operators.get(recipe.operator)
+    job = _Job(
+        recipe,
+        space,
+        sources,
+        derive_for(cls, space, sources) if derived is None else derived,
+        assign_roles(recipe, space),
+        torch.device(device),
+        bool(getattr(cls, "needs_gram", False)),
+    )
+    merged = [tensor.spec.name for tensor in space.merged]
+    rows: tuple[int, ...] = ()
+    if recipe.breaks is None:
+        _, rows = assign_groups(recipe.grouping, merged)
+    return _stream(job, operators, dict(zip(merged, rows, strict=False)), out_dtype, names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    recipe: Recipe
+    space: ModelSpace
+    sources: Mapping[str, TensorSource]
+    derived: Derived
+    roles: Roles
+    device: torch.device
+    needs_gram: bool
+
+    def inputs(
+        self, name: str, out_dtype: torch.dtype, start: int = 0, stop: int | None = None
+    ) -> TensorInputs:
+        """Return one tensor in every source, whole, or elements [start, stop) of it."""
+        base = self.roles.base
+
+        def read(source: str) -> Tensor:
+            opened = self.sources[source]
+            tensor = opened.read(name) if stop is None else opened.read_range(name, start, stop)
+            return tensor.to(self.device)
+
+        def exact(source: str) -> Tensor | None:
+            delta = self.sources[source].exact_delta(name)
+            if delta is not None and stop is not None:
+                delta = delta.reshape(-1)[start:stop]
+            return None if delta is None else delta.to(self.device, torch.float32)
+
+        experts = self.roles.experts
+        return TensorInputs(
+            name=name,
+            base=None if base is None else read(base),
+            experts=tuple(read(source) for source in experts),
+            out_dtype=out_dtype,
+            source_keys=tuple(self.sources[source].digest for source in experts),
+            gram=self._gram(name),
+            global_threshold=self._threshold(),
+            exact_deltas=() if base is None else tuple(exact(source) for source in experts),
+        )
+
+    def _gram(self, name: str) -> FloatArray | None:
+        if not self.needs_gram:
+            return None
+        if name not in self.derived.grams:
+            raise ConfigError(f"no Gram matrix was prepared for {name}; see derive_for")
+        return change_basis(self.derived.grams[name], self.space, self.recipe.sources)
+
+    def _threshold(self) -> Callable[[int, float], float]:
+        thresholds, experts = self.derived.thresholds, self.roles.experts
+
+        def threshold(expert: int, density: float) -> float:
+            if thresholds is None:
+                raise ConfigError("this merge was prepared without global thresholds")
+            return thresholds.threshold(experts[expert], density)
+
+        return threshold
+
+
+def _stream(
+    job: _Job,
+    operators: list[MergeOperator],
+    row_of: Mapping[str, int],
+    out_dtype: torch.dtype | None,
+    names: Collection[str] | None,
+) -> Iterator[tuple[str, Tensor]]:
+    donor = job.sources[job.space.sources[0]]
+    for tensor in job.space.tensors:
+        name = tensor.spec.name
+        if names is not None and name not in names:
+            continue
+        if tensor.action == "copy":
+            copied = donor.read(name).to(job.device)
+            is_cast = out_dtype is not None and copied.is_floating_point()
+            yield name, copied.to(out_dtype) if is_cast else copied
+            continue
+        dtype = DTYPES[tensor.spec.dtype] if out_dtype is None else out_dtype
+        if job.recipe.breaks is None:
+            merged = operators[row_of[name]].merge(job.inputs(name, dtype))
+        else:
+            merged = _merge_segments(job, operators, tensor, dtype)
+        _check_merged(tensor, merged, dtype)
+        yield name, merged
+
+
+def _merge_segments(
+    job: _Job, operators: list[MergeOperator], tensor: SpaceTensor, dtype: torch.dtype
+) -> Tensor:
+    """Return one tensor whose stretches belong to different segments."""
+    assert job.recipe.breaks is not None
+    name, n_elements = tensor.spec.name, tensor.spec.n_elements
+    breaks = job.recipe.breaks - tensor.offset
+    first = int(np.searchsorted(breaks, 0, side="right")) - 1
+    last = int(np.searchsorted(breaks, n_elements, side="left"))
+    if last == first + 1:
+        return operators[first].merge(job.inputs(name, dtype))
+    parts = []
+    for segment in range(first, last):
+        start, stop = max(int(breaks[segment]), 0), min(int(breaks[segment + 1]), n_elements)
+        parts.append(operators[segment].merge(job.inputs(name, dtype, start, stop)))
+    return torch.cat(parts).reshape(tensor.spec.shape)
+
+
+def _check_merged(tensor: SpaceTensor, merged: Tensor, dtype: torch.dtype) -> None:
+    name = tensor.spec.name
+    if tuple(merged.shape) != tensor.spec.shape or merged.dtype != dtype:
+        raise EvaluationError(
+            f"{name}: the operator returned {tuple(merged.shape)} {merged.dtype}, expected "
+            f"{tensor.spec.shape} {dtype}"
+        )
+    if not bool(torch.isfinite(merged).all()):
+        n_bad = int((~torch.isfinite(merged)).sum())
+        raise EvaluationError(
+            f"{name}: {n_bad} of {merged.numel()} merged elements are NaN or infinite. Check the "
+            "sources for NaN and keep weights and scales in a smaller range."
+        )
+
+
+def _check_names(names: Collection[str] | None, space: ModelSpace) -> None:
+    known = [tensor.spec.name for tensor in space.tensors]
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]!r} is not a tensor of the merged model.{nearest(unknown[0], known)}"
+        )

@@ -1,0 +1,286 @@
+"""mergekit's way of giving parameters per tensor: how it is evaluated, and a recipe said in it.
+
+A rule is a list of conditions. The first one whose filter is part of the tensor's name holds;
+its value is a number or a gradient over the layers.
+
+Source: mergekit 0.1 (`config.py:evaluate_setting`, `plan.py`), arXiv:2403.13257. Read, not copied.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evomerge.core.arrays import FloatArray
+from evomerge.core.grouping import assign_groups
+from evomerge.core.model_space import ModelSpace
+from evomerge.core.recipe import SEGMENTS, Recipe
+from evomerge.core.tensor_names import place
+from evomerge.merging.dare import DareLinear, DareTies
+from evomerge.merging.linear import Linear
+from evomerge.merging.nuslerp import NuSlerp
+from evomerge.merging.plan import build_operators
+from evomerge.merging.slerp import Slerp
+from evomerge.merging.task_arithmetic import TaskArithmetic
+from evomerge.merging.ties import Ties
+
+Number = float | bool
+# Gradients interpolate at t * (n - 1), which float division may miss by a few units in the last
+# place; no merged weight can tell.
+_CLOSE = 1e-12
+_LAYER_STEM = re.compile(r"(?:layers?|h|blocks?)\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A value for the tensors whose name contains `filter` (None: all).
+
+    Attributes:
+        value: A number, or numbers spread evenly from the first layer to the last.
+        filter: Part of a tensor name.
+    """
+
+    value: Number | tuple[float, ...]
+    filter: str | None = None
+
+
+def evaluate(rule: Sequence[Condition], name: str, t: float) -> Number | None:
+    """Return the value a rule gives to a tensor, None when no condition holds.
+
+    Args:
+        rule: Conditions; the first that holds decides.
+        name: Tensor name.
+        t: Where the tensor sits, from `depth_of`.
+    """
+    for condition in rule:
+        if condition.filter in (None, "*") or condition.filter in name:
+            value = condition.value
+            if not isinstance(value, tuple):
+                return value
+            scaled = t * (len(value) - 1)
+            low = int(scaled)
+            high = min(len(value) - 1, low + 1)
+            part = scaled - low
+            return (1.0 - part) * value[low] + part * value[high]
+    return None
+
+
+def depth_of(name: str, n_layers: int) -> float:
+    """Return t: 0 before the first layer and in it, 1 in the last layer and after it."""
+    where = place(name)
+    if where.layer is not None:
+        return where.layer / (n_layers - 1) if n_layers > 1 else 1.0
+    return 1.0 if where.kind in ("head", "norm") else 0.0
+
+
+def count_layers(space: ModelSpace) -> int:
+    """Return the number of layers of the merged model, copied tensors included."""
+    layers = (place(tensor.spec.name).layer for tensor in space.tensors)
+    return 1 + max((layer for layer in layers if layer is not None), default=-1)
+
+
+class _NotSayableError(Exception):
+    """mergekit would compute something else."""
+
+
+def write_mergekit(
+    recipe: Recipe, space: ModelSpace, model_refs: Mapping[str, str], *, dtype: str | None = None
+) -> tuple[dict[str, Any] | None, str]:
+    """Return the mergekit config that computes a recipe, or None and the reason why none does.
+
+    Where mergekit's arithmetic differs from ours only in rounding, the recipe counts as sayable;
+    the config asks mergekit for float32.
+
+    Args:
+        recipe: What to say.
+        space: The models it merges.
+        model_refs: Source id -> what mergekit can open (`path`, `org/name@revision`, `model+lora`).
+        dtype: Torch name of the output dtype, such as "bfloat16"; None leaves mergekit's default.
+
+    Raises:
+        ConfigError: The recipe does not fit the space.
+    """
+    try:
+        return _config(recipe, space, model_refs, dtype), ""
+    except _NotSayableError as error:
+        return None, str(error)
+
+
+def _config(
+    recipe: Recipe, space: ModelSpace, model_refs: Mapping[str, str], dtype: str | None
+) -> dict[str, Any]:
+    if recipe.grouping == SEGMENTS:
+        raise _NotSayableError("the recipe changes weights inside tensors (split points)")
+    said = [_say(row, len(recipe.sources)) for row in build_operators(recipe, space)]
+    method, has_base, flags, _ = said[0]
+    if any(item[:3] != said[0][:3] for item in said):
+        raise _NotSayableError("its groups need different methods or flags in mergekit")
+    names = [tensor.spec.name for tensor in space.merged]
+    _, groups = assign_groups(recipe.grouping, names)
+    n_layers = count_layers(space)
+    refs = [model_refs[source] for source in recipe.sources]
+
+    def rule(values: list[float]) -> Any:
+        return _rule(np.array(values)[list(groups)], names, n_layers)
+
+    models: list[dict[str, Any]] = []
+    weighted = refs[1:] if has_base else refs
+    if method == "slerp":
+        models = [{"model": ref} for ref in refs]
+    else:
+        for k, ref in enumerate(weighted):
+            entry = {"weight": rule([item[3]["weight"][k] for item in said])}
+            if "density" in said[0][3]:
+                entry["density"] = rule([item[3]["density"] for item in said])
+            models.append({"model": ref, "parameters": entry})
+    config: dict[str, Any] = {"merge_method": method}
+    if has_base or method == "slerp":
+        config["base_model"] = refs[0]
+    config["models"] = models
+    parameters: dict[str, Any] = dict(flags)
+    if "lambda" in said[0][3] and any(item[3]["lambda"] != 1.0 for item in said):
+        parameters["lambda"] = rule([item[3]["lambda"] for item in said])
+    if "t" in said[0][3]:
+        parameters["t"] = rule([item[3]["t"] for item in said])
+    if parameters:
+        config["parameters"] = parameters
+    config["dtype"] = "float32"
+    if dtype is not None and dtype != "float32":
+        config["out_dtype"] = dtype
+    return config
+
+
+_Said = tuple[str, bool, dict[str, bool], dict[str, Any]]
+
+
+def _say(op: Any, n_sources: int) -> _Said:
+    """Return (merge_method, has a base, flags, per-group values) of one group's operator."""
+    if isinstance(op, Linear):
+        return "linear", False, {"normalize": op.normalize}, {"weight": op.weights}
+    if isinstance(op, TaskArithmetic):
+        values = {"weight": op.weights, "lambda": op.lambda_}
+        return "task_arithmetic", True, {"normalize": op.normalize}, values
+    if isinstance(op, Slerp):
+        has_base = n_sources == 3
+        if has_base and op.space == "raw":
+            raise _NotSayableError("mergekit's slerp does not pass over a third model")
+        if op.compat == "mergekit" and not has_base:
+            return "slerp", False, {}, {"t": op.t}
+        if op.compat == "mergekit":
+            raise _NotSayableError("mergekit's slerp does not work on task vectors")
+        # The same arc; mergekit's slerp would cut it short for nearly parallel tensors.
+        return "nuslerp", has_base, {}, {"weight": (1.0 - op.t, op.t)}
+    if isinstance(op, NuSlerp):
+        if not op.flatten and op.axis not in (-1, 0):
+            raise _NotSayableError(f"mergekit's nuslerp has no axis {op.axis}")
+        flags = {} if op.flatten else {"nuslerp_flatten": False, "nuslerp_row_wise": op.axis == 0}
+        return "nuslerp", n_sources == 3, flags, {"weight": op.weights}
+    if isinstance(op, Ties):
+        return _say_ties(op)
+    if isinstance(op, DareLinear | DareTies):
+        return _say_dare(op)
+    raise _NotSayableError(f"mergekit has no method like {type(op).__name__}")
+
+
+def _say_ties(op: Ties) -> _Said:
+    if op.fallback((1,)) is not None:
+        raise _NotSayableError("mergekit trims norms and biases too; the recipe exempts them")
+    if op.resolved_threshold != "tensor" and op.density < 1.0:
+        raise _NotSayableError("mergekit trims each tensor apart; the recipe trims over the model")
+    _same_vote(op.weights, op.resolved_sign)
+    normalize = _normalizes(op.weights, op.resolved_divisor)
+    flags = {"normalize": normalize, "rescale": op.rescale == "l1"}
+    return "ties", True, flags, {"weight": op.weights, "density": op.density, "lambda": op.lambda_}
+
+
+def _say_dare(op: DareLinear | DareTies) -> _Said:
+    if op.density < 1.0:
+        raise _NotSayableError("mergekit drops other random elements than our seeded masks")
+    values = {"weight": op.weights, "density": 1.0, "lambda": op.lambda_}
+    if isinstance(op, DareLinear):
+        return "dare_linear", True, {"normalize": op.normalize}, values
+    if op.fallback((1,)) is not None:
+        raise _NotSayableError("mergekit votes on norms and biases too; the recipe exempts them")
+    _same_vote(op.weights, op.resolved_sign)
+    return "dare_ties", True, {"normalize": _normalizes(op.weights, op.divisor)}, values
+
+
+def _same_vote(weights: Sequence[float], sign: str) -> None:
+    is_even = weights[0] > 0 and len(set(weights)) == 1
+    if sign != "weighted" and not is_even:
+        raise _NotSayableError("mergekit weighs the votes for a sign; the recipe does not")
+
+
+def _normalizes(weights: Sequence[float], divisor: str) -> bool:
+    """Return mergekit's `normalize` for one of our divisors."""
+    same_as_signed = {
+        "signed_weights": True,
+        "weights": min(weights) >= 0.0,
+        "mean": set(weights) == {1.0},
+    }
+    if divisor == "none":
+        return False
+    if not same_as_signed.get(divisor, False):
+        raise _NotSayableError(f"mergekit does not divide by {divisor!r}")
+    return True
+
+
+def _rule(values: FloatArray, names: Sequence[str], n_layers: int) -> Any:
+    """Return the shortest rule that gives values[i] to names[i]: number, gradient or filters."""
+    if (values == values[0]).all():
+        return float(values[0])
+    gradient = _gradient(values, names, n_layers)
+    if gradient is not None:
+        return gradient
+    numbers, counts = np.unique(values, return_counts=True)
+    default = float(numbers[counts.argmax()])
+    conditions = [*_filters(values, names, default), Condition(default)]
+    for name, value in zip(names, values, strict=True):
+        if evaluate(conditions, name, 0.0) != value:
+            raise _NotSayableError(f"no filter on names tells {name} from the others")
+    return [
+        {"value": c.value} if c.filter is None else {"filter": c.filter, "value": c.value}
+        for c in conditions
+    ]
+
+
+def _gradient(values: FloatArray, names: Sequence[str], n_layers: int) -> list[float] | None:
+    by_layer: dict[int, float] = {}
+    for name, value in zip(names, values, strict=True):
+        layer = place(name).layer
+        if layer is not None:
+            by_layer.setdefault(layer, float(value))
+    if n_layers < 2 or len(by_layer) < n_layers:
+        return None
+    gradient = [by_layer[layer] for layer in range(n_layers)]
+    rule = [Condition(tuple(gradient))]
+    for name, value in zip(names, values, strict=True):
+        found = evaluate(rule, name, depth_of(name, n_layers))
+        if not math.isclose(float(found or 0.0), value, rel_tol=_CLOSE, abs_tol=_CLOSE):
+            return None
+    return gradient
+
+
+def _filters(values: FloatArray, names: Sequence[str], default: float) -> list[Condition]:
+    """Return conditions for every name whose value is not the default, widest first."""
+    found: dict[str, float] = {}
+    lasts: dict[str, float] = {}  # exact names that are part of other names: longest first
+    for name, value in zip(names, values, strict=True):
+        if value == default or any(part in name for part in found):
+            continue
+        stem = _LAYER_STEM.search(name)
+        module = re.sub(r"\.(?:weight|bias)$", "", name)
+        parts = [stem.group(), name[stem.end() :], module] if stem else [module]
+        for part in (*parts, name):
+            if all(v == value for n, v in zip(names, values, strict=True) if part in n):
+                found[part] = float(value)
+                break
+        else:
+            lasts[name] = float(value)
+    ordered = [*found.items(), *sorted(lasts.items(), key=lambda item: -len(item[0]))]
+    return [Condition(value, part) for part, value in ordered]

@@ -1,0 +1,171 @@
+"""From a recipe to checked operators: which groups there are, and who merges which tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from evomerge.core.arrays import FloatArray
+from evomerge.core.genes import gene_fields
+from evomerge.core.grouping import assign_groups
+from evomerge.core.model_space import ModelSpace
+from evomerge.core.recipe import SEGMENTS, Recipe
+from evomerge.errors import ConfigError
+from evomerge.merging.operator import MergeOperator, merge_operators
+from evomerge.merging.parameters import check_fields, check_names, require_fields
+
+
+@runtime_checkable
+class FallsBack(Protocol):
+    """An operator that merges some tensors by a simpler formula."""
+
+    def fallback(self, shape: tuple[int, ...]) -> str | None:
+        """Return how a tensor of this shape is merged instead, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which of a recipe's sources is the base.
+
+    Attributes:
+        base: Id of the base, or None for a merge without one.
+        experts: (E,) the other ids, in recipe order.
+    """
+
+    base: str | None
+    experts: tuple[str, ...]
+
+
+def assign_roles(recipe: Recipe, space: ModelSpace) -> Roles:
+    """Return base and experts; the base counts as such only when the recipe starts with it.
+
+    Raises:
+        ConfigError: A source is unknown or repeats, or there is only a base.
+    """
+    unknown = [name for name in recipe.sources if name not in space.sources]
+    if unknown:
+        raise ConfigError(
+            f"recipe: {unknown[0]!r} is not a source; the models are {', '.join(space.sources)}"
+        )
+    if len(set(recipe.sources)) != len(recipe.sources):
+        raise ConfigError(f"recipe: sources repeat: {', '.join(recipe.sources)}")
+    if space.has_base and recipe.sources[0] == space.sources[0]:
+        roles = Roles(recipe.sources[0], recipe.sources[1:])
+    else:
+        roles = Roles(None, recipe.sources)
+    if not roles.experts:
+        raise ConfigError("recipe: a base alone is no merge; name at least one expert")
+    return roles
+
+
+def group_labels(recipe: Recipe, space: ModelSpace) -> tuple[str, ...]:
+    """Return (G,) names of the recipe's groups."""
+    if recipe.breaks is not None:
+        return tuple(f"segment.{i}" for i in range(len(recipe.breaks) - 1))
+    labels, _ = assign_groups(recipe.grouping, [tensor.spec.name for tensor in space.merged])
+    return labels
+
+
+def build_operators(recipe: Recipe, space: ModelSpace) -> list[MergeOperator]:
+    """Return one checked operator per group.
+
+    Raises:
+        ConfigError: The recipe names an unknown operator, source, parameter or setting; rows
+            or columns do not fit; a value is not legal; or the operator cannot run on these
+            sources. Messages start with "recipe:".
+    """
+    cls = merge_operators.get(recipe.operator)
+    roles = assign_roles(recipe, space)
+    _check_sources(cls, recipe, roles)
+    labels = group_labels(recipe, space)
+    if recipe.breaks is not None and recipe.breaks[-1] != space.n_elements:
+        raise ConfigError(
+            f"recipe: breaks end at {recipe.breaks[-1]}, the models have {space.n_elements} "
+            "merged elements"
+        )
+    if recipe.params and recipe.n_groups != len(labels):
+        raise ConfigError(
+            f"recipe: params have {recipe.n_groups} rows, grouping {recipe.grouping!r} makes "
+            f"{len(labels)} groups here ({', '.join(labels[:3])}{', …' if len(labels) > 3 else ''})"
+        )
+    check_names(cls, recipe.settings, where="recipe: settings")
+    require_fields(cls, recipe.params, where="recipe: params")
+    over_sources = getattr(cls, "weights_over", "experts") == "sources"
+    over = recipe.sources if over_sources else roles.experts
+    _check_shapes(cls, recipe.params, over)
+    return [_build_one(cls, recipe, row, label) for row, label in enumerate(labels)]
+
+
+def _check_sources(cls: Any, recipe: Recipe, roles: Roles) -> None:
+    if cls.needs_base and roles.base is None:
+        raise ConfigError(
+            f"recipe: {recipe.operator} works on task vectors and needs the base first in "
+            f"`sources`; they are {', '.join(recipe.sources)}"
+        )
+    if recipe.grouping == SEGMENTS and not cls.sliceable:
+        raise ConfigError(f"recipe: {recipe.operator} cannot be applied to segments of tensors")
+    wanted = cls.n_models
+    if wanted is None or len(roles.experts) == wanted:
+        return
+    if not cls.needs_base and len(recipe.sources) == wanted:
+        return
+    raise ConfigError(
+        f"recipe: {recipe.operator} merges exactly {wanted} models, got "
+        f"{len(roles.experts)} experts{'' if roles.base is None else ' and a base'}"
+    )
+
+
+def _check_shapes(cls: type, params: Mapping[str, FloatArray], over: Sequence[str]) -> None:
+    for item in gene_fields(cls):
+        if item.name not in params:
+            continue
+        shape = params[item.name].shape
+        if item.per_source and (len(shape) != 2 or shape[1] != len(over)):
+            raise ConfigError(
+                f"recipe: params.{item.name} must be ({shape[0]}, {len(over)}), one value per "
+                f"source ({', '.join(over)}), is {shape}"
+            )
+        if not item.per_source and len(shape) != 1:
+            raise ConfigError(
+                f"recipe: params.{item.name} must be ({shape[0]},), one number per group, "
+                f"is {shape}"
+            )
+
+
+def _build_one(cls: type, recipe: Recipe, row: int, label: str) -> MergeOperator:
+    values = {
+        name: tuple(value[row].tolist()) if value.ndim == 2 else float(value[row])
+        for name, value in recipe.params.items()
+    }
+    try:
+        built: MergeOperator = cls(**values, **recipe.settings)
+        check_fields(built)
+    except ConfigError as error:
+        where = "" if label == "all" else f"group {label!r}: "
+        raise ConfigError(f"recipe: {where}{error}") from None
+    return built
+
+
+def plan_paths(recipe: Recipe, space: ModelSpace) -> dict[str, str]:
+    """Return what happens to every tensor of the merged model, for the run's manifest.
+
+    Returns:
+        Tensor name -> "merged", "copied: <reason>" or "fallback: <how>".
+    """
+    operators = build_operators(recipe, space)
+    merged = space.merged
+    rows: tuple[int, ...] = (0,) * len(merged)
+    if recipe.breaks is None:
+        _, rows = assign_groups(recipe.grouping, [tensor.spec.name for tensor in merged])
+    row_of = {tensor.spec.name: row for tensor, row in zip(merged, rows, strict=True)}
+    paths: dict[str, str] = {}
+    for tensor in space.tensors:
+        if tensor.action == "copy":
+            paths[tensor.spec.name] = f"copied: {tensor.reason}"
+            continue
+        operator = operators[row_of[tensor.spec.name]]
+        how = operator.fallback(tensor.spec.shape) if isinstance(operator, FallsBack) else None
+        paths[tensor.spec.name] = "merged" if how is None else f"fallback: {how}"
+    return paths

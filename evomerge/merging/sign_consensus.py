@@ -1,0 +1,128 @@
+"""Element-wise pieces of TIES, DARE and their kin: trim, elect a sign, combine what agrees.
+
+Shape legend: E experts; every tensor of one call has the same shape, float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.sums import absolute_sum
+
+Vote = Literal["weighted", "unweighted"]
+Divisor = Literal["mean", "weights", "signed_weights", "none"]
+Rescale = Literal["inverse", "l1", "none"]
+Vectors = Literal["auto", "exempt", "include"]
+
+# Elements per pass: the E float64 slices of one pass should fit a CPU's cache.
+_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+
+
+def n_kept(density: float, n_elements: int) -> int:
+    """Return how many of `n_elements` a density keeps: rounded down, but at least one."""
+    return min(max(int(density * n_elements), 1), n_elements)
+
+
+def magnitude_threshold(delta: Tensor, density: float) -> float:
+    """Return the magnitude of the smallest element that `density` keeps in this tensor."""
+    n_elements = delta.numel()
+    rank = n_elements - n_kept(density, n_elements) + 1
+    return float(torch.kthvalue(delta.abs().reshape(-1), rank).values)
+
+
+def trim(delta: Tensor, threshold: float) -> Tensor:
+    """Return `delta` with every element of magnitude below `threshold` set to zero."""
+    return torch.where(delta.abs() >= threshold, delta, 0.0)
+
+
+def drop(delta: Tensor, uniform: Tensor, density: float) -> Tensor:
+    """Return `delta` where `uniform` < `density`, else zero; the masks of two densities nest."""
+    return torch.where(uniform < density, delta, 0.0)
+
+
+def rescale_kept(kept: Tensor, delta: Tensor, density: float, rescale: Rescale) -> Tensor:
+    """Return the kept elements scaled up for the ones that were dropped.
+
+    Args:
+        kept: `delta` with elements set to zero.
+        delta: The task vector before dropping.
+        density: Expected fraction kept.
+        rescale: "inverse" divides by the density, "l1" restores the sum of magnitudes.
+    """
+    if rescale == "none" or density <= 0.0:
+        return kept
+    if rescale == "inverse":
+        return kept / density
+    left = absolute_sum(kept)
+    return kept if left == 0.0 else kept * (absolute_sum(delta) / left)
+
+
+def elect_signs(deltas: Tensor, weights: Sequence[float], vote: Vote) -> Tensor:
+    """Return the sign of the summed task vectors, +1 where they cancel or are all zero.
+
+    Args:
+        deltas: (E, n) float32.
+        weights: (E,) used when `vote` is "weighted".
+        vote: Whether magnitudes count times their weights or as they are.
+
+    Returns:
+        (n,) float32, each +1 or -1.
+    """
+    # float64: the sign of a float32 sum would depend on the order of the experts.
+    total = torch.zeros(deltas.shape[1], dtype=torch.float64, device=deltas.device)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total.add_(delta.double(), alpha=weight if vote == "weighted" else 1.0)
+    return torch.where(total >= 0.0, 1.0, -1.0)
+
+
+def combine(
+    deltas: Sequence[Tensor], weights: Sequence[float], *, vote: Vote | None, divisor: Divisor
+) -> Tensor:
+    """Return the weighted sum of the task vectors that agree with the elected sign.
+
+    Args:
+        deltas: (E,) trimmed task vectors of one shape, float32.
+        weights: (E,) any sign; a negative weight turns its expert's vote in a weighted vote.
+        vote: How the sign is elected; None lets every element through.
+        divisor: What each element's sum is divided by, over the experts that agree there:
+            "mean" their number, "weights" the sum of their absolute weights, "signed_weights"
+            the plain sum of their weights (explodes when weights cancel), "none" nothing.
+
+    Returns:
+        The combined task vector, same shape, float32.
+    """
+    shape, n_elements = deltas[0].shape, deltas[0].numel()
+    flat = [delta.reshape(-1) for delta in deltas]
+    out = torch.empty(n_elements, dtype=torch.float32, device=flat[0].device)
+    chunk = _CHUNK.get(out.device.type, _CHUNK["cpu"])
+    for start in range(0, n_elements, chunk):
+        part = torch.stack([delta[start : start + chunk] for delta in flat])
+        out[start : start + chunk] = _combine_chunk(part, weights, vote, divisor)
+    return out.reshape(shape)
+
+
+def _combine_chunk(
+    deltas: Tensor, weights: Sequence[float], vote: Vote | None, divisor: Divisor
+) -> Tensor:
+    total = torch.zeros(deltas.shape[1], dtype=torch.float32, device=deltas.device)
+    below = torch.zeros_like(total)
+    signs = None if vote is None else elect_signs(deltas, weights, vote)
+    for delta, weight in zip(deltas, weights, strict=True):
+        agrees = torch.ones_like(total)
+        if signs is not None:
+            turned = delta * weight if vote == "weighted" else delta
+            agrees = (turned.sign() == signs).float()
+        total += delta * weight * agrees
+        if divisor == "mean":
+            below += agrees
+        elif divisor == "weights":
+            below += agrees * abs(weight)
+        elif divisor == "signed_weights":
+            below += agrees * weight
+    if divisor == "none":
+        return total
+    return total / torch.where(below == 0.0, 1.0, below)

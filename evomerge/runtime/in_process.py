@@ -1,0 +1,35 @@
+"""InProcessExecutor: one worker in the driver's own process, one candidate at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from evomerge.core.candidate import Candidate
+from evomerge.runtime.worker import CandidateScorer
+from evomerge.search.ports import Outcome
+
+
+class InProcessExecutor:
+    """Scores candidates in the order they were submitted."""
+
+    def __init__(self, worker: CandidateScorer) -> None:
+        """Args: worker: scores one candidate at a time."""
+        self._worker = worker
+        self._queue: deque[Candidate] = deque()
+
+    def submit(self, candidate: Candidate) -> None:
+        """Queue one candidate."""
+        self._queue.append(candidate)
+
+    def wait(self, timeout: float) -> list[Outcome]:  # noqa: ARG002 (the port's signature)
+        """Score the next queued candidate; its running time is not bounded by `timeout`."""
+        return [self._worker.evaluate(self._queue.popleft())] if self._queue else []
+
+    def withdraw(self) -> list[int]:
+        """Take back every queued candidate; none is ever running between two calls."""
+        ids = [candidate.id for candidate in self._queue]
+        self._queue.clear()
+        return ids
+
+    def close(self) -> None:
+        """Nothing to stop."""

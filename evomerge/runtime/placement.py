@@ -1,0 +1,68 @@
+"""Where workers run: devices, threads and how many workers. The only module that names CUDA."""
+
+from __future__ import annotations
+
+import os
+
+from evomerge.errors import ConfigError
+
+
+def pick_device(wanted: str) -> str:
+    """Return "cpu" or "cuda:N" for a config's `runtime.device`.
+
+    Raises:
+        ConfigError: A GPU is asked for and torch sees none.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda"):
+        count = torch.cuda.device_count()
+        index = int(wanted.partition(":")[2] or 0)
+        if index >= count:
+            raise ConfigError(f"runtime.device is {wanted!r}, but torch sees {count} GPUs")
+        return f"cuda:{index}"
+    if wanted != "cpu":
+        raise ConfigError(f"runtime.device is {wanted!r}; use auto, cpu or cuda:N")
+    return wanted
+
+
+def n_devices() -> int:
+    """Return the number of GPUs, or 1 when there is none."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+# Below this many parameters one thread is as fast as two, and far faster on a busy machine.
+SMALL_MODEL = 8_000_000
+
+
+def threads_per_worker(workers: int, n_parameters: int) -> int:
+    """Return how many CPU threads each of `workers` on this machine gets."""
+    if n_parameters < SMALL_MODEL:
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use this many CPU threads in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def default_workers(executor: str, cpus_per_worker: float) -> int:
+    """Return how many workers to use when the config does not say.
+
+    In process there is one. On Ray: one per GPU of this machine, or one per CPU share where
+    there is none.
+    """
+    if executor == "in-process":
+        return 1
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return max(1, int(len(os.sched_getaffinity(0)) / cpus_per_worker))

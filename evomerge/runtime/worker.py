@@ -1,0 +1,122 @@
+"""Worker: the resident model, the sources and the evaluators of one process on one device.
+
+A plain class: the in-process executor calls it directly, a Ray actor wraps it.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from evomerge.core.arrays import ScoreArray
+from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.model_space import ModelSpace
+from evomerge.core.recipe import Recipe
+from evomerge.errors import EvaluationError, EvomergeError
+from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.subject import Subject
+from evomerge.merging.derived import Derived
+from evomerge.merging.materialize import materialize
+from evomerge.merging.source import TensorSource
+from evomerge.merging.weights_digest import WeightsDigest
+from evomerge.search.ports import Outcome
+
+
+class CandidateScorer(Protocol):
+    """Scores one candidate; never raises for a candidate that cannot be scored."""
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        """Return scores or the error, with the time taken."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """What every merge of a run reads.
+
+    Attributes:
+        space: Aligned tensors.
+        sources: Source id -> model on disk.
+        derived: Gram matrices and thresholds, the same in every process of the run.
+    """
+
+    space: ModelSpace
+    sources: Mapping[str, TensorSource]
+    derived: Derived
+
+
+class Worker:
+    """Merges candidates into resident models and scores them."""
+
+    def __init__(
+        self,
+        merge_inputs: MergeInputs,
+        subjects: Sequence[Subject],
+        evaluators: Mapping[str, tuple[Evaluator, Subject]],
+        *,
+        device: str,
+        name: str = "in-process",
+    ) -> None:
+        """Args: evaluators: task -> its evaluator and which of `subjects` it scores."""
+        self._inputs = merge_inputs
+        self._subjects = tuple(subjects)
+        self._evaluators = dict(sorted(evaluators.items()))
+        self._device = device
+        self.name = name
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        """Merge, install, score; a failure becomes an evaluation with an error."""
+        started = time.perf_counter()
+        detail = ""
+        try:
+            weights = self.install(candidate.recipe)
+            scores = self.score()
+            evaluation = Evaluation(candidate, scores, None, weights)
+        except (EvomergeError, MemoryError, RuntimeError, ValueError, ArithmeticError,
+                LookupError, TypeError, AttributeError, OSError) as error:
+            # One bad candidate (or a user's evaluator function) must not end the search.
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            kind = "" if isinstance(error, EvomergeError) else f"{type(error).__name__}: "
+            evaluation = Evaluation(candidate, error=f"{kind}{first}")
+            detail = traceback.format_exc()
+        return Outcome(evaluation, time.perf_counter() - started, self.name, 1, detail)
+
+    def install(self, recipe: Recipe) -> str:
+        """Merge `recipe` into the resident models; return the digest of the merged tensors."""
+        digest = WeightsDigest()
+        for position, subject in enumerate(self._subjects):
+            stream = materialize(
+                recipe,
+                self._inputs.space,
+                self._inputs.sources,
+                self._inputs.derived,
+                device=self._device,
+            )
+            # Models of several classes share the weights; the digest is that of the first pass.
+            subject.install(_digested(stream, digest) if position == 0 else stream)
+        return digest.hexdigest()
+
+    def score(self) -> dict[str, ScoreArray]:
+        """Return every task's per-example scores of the installed model."""
+        scores: dict[str, ScoreArray] = {}
+        for task, (evaluator, subject) in self._evaluators.items():
+            values = evaluator.evaluate(subject)
+            if values.shape != (evaluator.n_examples(),):
+                raise EvaluationError(
+                    f"task {task!r}: {values.shape} scores for {evaluator.n_examples()} examples"
+                )
+            scores[task] = values
+        return scores
+
+
+def _digested(
+    stream: Iterable[tuple[str, Tensor]], digest: WeightsDigest
+) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in stream:
+        digest.add(name, tensor)
+        yield name, tensor

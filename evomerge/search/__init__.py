@@ -1,0 +1,1 @@
+"""The ask / tell loop, its replay and its ports (`Executor`, `RunLog`). NumPy only."""

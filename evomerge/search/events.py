@@ -1,0 +1,80 @@
+"""Journal events: what they hold, and how candidates and evaluations become events and back.
+
+``header``  config, source digests, package versions: everything a replay depends on
+``asked``   one proposal: id, recipe, parents
+``told``    one result in the order the algorithm learns of it: objectives and the row and
+            digest of its per-example scores, or the error
+
+Events hold nothing that differs between two runs of one seed: no times, hosts or attempts
+(those go to events.log). In ordered mode two runs therefore have identical journals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.recipe import Recipe
+from evomerge.errors import ConfigError, JournalError
+from evomerge.seeding import derive
+
+Event = Mapping[str, Any]
+
+
+def asked_event(candidate: Candidate) -> dict[str, Any]:
+    """Return the event that a candidate was proposed."""
+    return {
+        "kind": "asked",
+        "id": candidate.id,
+        "digest": candidate.recipe.digest(),
+        "origin": candidate.origin,
+        "parents": list(candidate.parents),
+        "recipe": candidate.recipe.to_json(),
+    }
+
+
+def told_event(
+    evaluation: Evaluation, objectives: list[float] | None, row: int, scores_digest: str
+) -> dict[str, Any]:
+    """Return the event that a result is now known to the algorithm.
+
+    Args:
+        evaluation: The result.
+        objectives: (M,) values, None on failure.
+        row: Row of the per-example scores in the side file (ignored on failure).
+        scores_digest: Digest of that row.
+    """
+    event: dict[str, Any] = {"kind": "told", "id": evaluation.candidate.id}
+    if evaluation.error is not None:
+        return event | {"error": evaluation.error}
+    return event | {
+        "objectives": objectives,
+        "row": row,
+        "scores": scores_digest,
+        "weights": evaluation.weights_digest,
+    }
+
+
+def candidate_of(event: Event, seed: int) -> Candidate:
+    """Return the candidate of an ``asked`` event.
+
+    Raises:
+        JournalError: The event does not hold a valid recipe.
+    """
+    try:
+        recipe = Recipe.from_json(event["recipe"], where=f"journal: candidate {event['id']}")
+        return Candidate(
+            int(event["id"]),
+            recipe,
+            tuple(int(parent) for parent in event["parents"]),
+            candidate_seed(seed, int(event["id"])),
+            str(event["origin"]),
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise JournalError(f"journal: an asked event is malformed: {error}") from None
+
+
+def candidate_seed(seed: int, candidate_id: int) -> int:
+    """Return the seed for everything random about scoring one candidate."""
+    return derive(seed, "candidate", candidate_id)

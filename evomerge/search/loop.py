@@ -1,0 +1,284 @@
+"""The search loop: ask, journal, submit; collect, journal, tell.
+
+Ordered mode (`tell_order: asked`): proposal n is made from exactly the results of candidates
+0 … n - look_ahead, told in the order they were asked. The run then depends on the seed and
+`look_ahead` alone, not on the number of workers or on timing. Completed mode tells results as
+they arrive: never idle, not repeatable, but still replayable from the journal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from evomerge.algorithms.algorithm import SearchAlgorithm
+from evomerge.core.candidate import Candidate, Evaluation, Proposal
+from evomerge.core.objective import Objectives
+from evomerge.core.pareto import FrontArchive, frozen_reference
+from evomerge.core.population import Population
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ReplayError, RunError
+from evomerge.search.events import Event, asked_event, candidate_of, candidate_seed, told_event
+from evomerge.search.ports import Executor, Outcome, RunLog
+from evomerge.seeding import generator
+
+TellOrder = Literal["asked", "completed"]
+StopReason = Literal["budget", "seconds", "interrupted", "exhausted"]
+
+# How long one wait for results blocks before the stop flag is looked at again.
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class LoopPlan:
+    """How far a loop runs and in which order it tells.
+
+    Attributes:
+        seed: Root seed of the run.
+        evaluations: Stop after this many results, failures included.
+        look_ahead: Candidates that may be asked for and not yet told.
+        tell_order: "asked" (repeatable) or "completed".
+        seconds: Stop asking after this much wall time in this session; None: no limit.
+    """
+
+    seed: int
+    evaluations: int
+    look_ahead: int
+    tell_order: TellOrder = "asked"
+    seconds: float | None = None
+
+
+class SearchLoop:
+    """One search: its algorithm, population and front, and the loop that advances them."""
+
+    def __init__(
+        self,
+        *,
+        algorithm: SearchAlgorithm,
+        space: SearchSpace,
+        objectives: Objectives,
+        log: RunLog,
+        plan: LoopPlan,
+        on_change: Callable[[SearchLoop], None] | None = None,
+    ) -> None:
+        """Start the algorithm; nothing is asked or written yet."""
+        self.algorithm = algorithm
+        self.objectives = objectives
+        self.log = log
+        self.plan = plan
+        self.population = Population(len(objectives))
+        self.front = FrontArchive(n_objectives=len(objectives))
+        self.stop_requested = False
+        self.n_asked = 0
+        self.n_told = 0
+        self.waiting: dict[int, Candidate] = {}  # asked and not told, in id order
+        self._founders: list[Proposal] = list(space.founders)
+        self._n_founders = len(self._founders)
+        self._founders_left = self._n_founders
+        self._ready: dict[int, Evaluation] = {}  # finished, not yet told
+        self._parked: set[int] = set()  # of those, kept on disk
+        self._digests: dict[int, str] = {}
+        self.on_change = on_change or (lambda loop: None)
+        algorithm.start(space, objectives, generator(plan.seed, "algorithm"))
+
+    # ----------------------------------------------------------------- replay
+
+    def replay(self, events: Iterable[tuple[Event, Evaluation | None]]) -> None:
+        """Bring a fresh loop to where the journal ends.
+
+        Args:
+            events: The journal after its header; each told event with its evaluation
+                (whose candidate may be a stand-in: the re-asked one is used).
+
+        Raises:
+            ReplayError: The algorithm proposes something else than it did then.
+        """
+        for event, evaluation in events:
+            if event["kind"] == "asked":
+                recorded = candidate_of(event, self.plan.seed)
+                again = self._next_proposal()
+                if again is None or again.recipe.digest() != event["digest"]:
+                    raise ReplayError(
+                        f"ask #{recorded.id} now yields recipe "
+                        f"{again.recipe.digest() if again else 'nothing'}, the journal has "
+                        f"{event['digest']}. Resume with the versions the journal's header "
+                        "names, or begin a new run from its evaluations: "
+                        "evomerge search CONFIG --warm-start RUN"
+                    )
+                self._register(again)
+            elif event["kind"] == "told" and evaluation is not None:
+                candidate = self.waiting.get(int(event["id"]))
+                if candidate is None:
+                    raise ReplayError(f"the journal tells candidate {event['id']} twice or unasked")
+                self._learn(replace(evaluation, candidate=candidate))
+            else:
+                raise ReplayError(f"the journal has an event of unknown kind {event['kind']!r}")
+
+    # -------------------------------------------------------------------- run
+
+    def run(self, executor: Executor) -> StopReason:
+        """Search until the budget is spent or a stop is requested; returns why it ended."""
+        started = time.monotonic()
+        for candidate in list(self.waiting.values()):  # asked before a crash, never told
+            self._submit(candidate, executor)
+        reason: StopReason = "budget"
+        while True:
+            out_of_time = (
+                self.plan.seconds is not None and time.monotonic() - started > self.plan.seconds
+            )
+            if self.stop_requested or out_of_time:
+                reason = "interrupted" if self.stop_requested else "seconds"
+                self._drain(executor)
+                break
+            # Ask before telling what was parked: a crash may have come between a tell and
+            # the asks that follow it.
+            self._fill(executor)
+            self._tell_ready(executor)
+            if not self.waiting:
+                if self.n_asked < self.plan.evaluations:
+                    reason = "exhausted"
+                break
+            self._collect(executor)
+        self.log.publish(self.front_json, force=True)
+        return reason
+
+    def _fill(self, executor: Executor | None) -> None:
+        """Ask until the look-ahead or the budget is reached, or the algorithm waits.
+
+        Without an executor the candidates are journalled only; a resume will submit them.
+        """
+        while len(self.waiting) < self.plan.look_ahead and self.n_asked < self.plan.evaluations:
+            proposal = self._next_proposal()
+            if proposal is None:
+                return
+            candidate = self._register(proposal)
+            self.log.append(asked_event(candidate))
+            self._submit(candidate, executor)
+
+    def _submit(self, candidate: Candidate, executor: Executor | None) -> None:
+        """Score a candidate, unless its result has arrived before (a crash, a warm start)."""
+        parked = self.log.parked(candidate)
+        if parked is not None:
+            self._ready[candidate.id] = parked
+            self._parked.add(candidate.id)
+        elif executor is not None:
+            executor.submit(candidate)
+
+    def _collect(self, executor: Executor) -> None:
+        for outcome in executor.wait(POLL_SECONDS):
+            self._accept(outcome)
+
+    def _accept(self, outcome: Outcome) -> None:
+        """Take a result in; it is parked on disk unless it is told at once."""
+        candidate_id = outcome.evaluation.candidate.id
+        if candidate_id not in self.waiting or candidate_id in self._ready:
+            self.log.note(f"candidate {candidate_id}: a second result was dropped")
+            return
+        # The candidate that was asked, not a copy that travelled to a worker and back.
+        evaluation = replace(outcome.evaluation, candidate=self.waiting[candidate_id])
+        self._ready[candidate_id] = evaluation
+        self._note(outcome)
+        if self.plan.tell_order == "asked" and candidate_id != next(iter(self.waiting)):
+            self.log.park(evaluation)
+            self._parked.add(candidate_id)
+
+    def _tell_ready(self, executor: Executor | None) -> None:
+        """Journal and tell every result whose turn it is, asking anew after each.
+
+        After every single one: which results a proposal has seen must not depend on how many
+        happened to arrive together, nor on a stop in between.
+        """
+        while self._ready:
+            turn = next(iter(self.waiting if self.plan.tell_order == "asked" else self._ready))
+            if turn not in self._ready:
+                return
+            evaluation = self._ready.pop(turn)
+            self._journal_told(evaluation)
+            self._learn(evaluation)
+            if turn in self._parked:
+                self._parked.discard(turn)
+                self.log.unpark(turn)
+            self._fill(executor)
+
+    def _drain(self, executor: Executor) -> None:
+        """Let running evaluations finish; queued ones stay asked and are scored on resume."""
+        in_flight = set(self.waiting) - set(executor.withdraw())
+        self._fill(None)
+        while in_flight - set(self._ready):
+            self._collect(executor)
+        self._tell_ready(None)
+        self.log.note(f"drained; {len(self.waiting)} candidates wait for a resume")
+
+    # ------------------------------------------------------------------ state
+
+    def _next_proposal(self) -> Proposal | None:
+        return self._founders.pop(0) if self._founders else self.algorithm.ask()
+
+    def _register(self, proposal: Proposal) -> Candidate:
+        candidate = Candidate(
+            self.n_asked,
+            proposal.recipe,
+            proposal.parents,
+            candidate_seed(self.plan.seed, self.n_asked),
+            proposal.origin,
+        )
+        self.n_asked += 1
+        self.waiting[candidate.id] = candidate
+        self._digests[candidate.id] = candidate.recipe.digest()
+        return candidate
+
+    def _journal_told(self, evaluation: Evaluation) -> None:
+        if evaluation.error is not None:
+            self.log.append(told_event(evaluation, None, -1, ""))
+            return
+        values = [float(value) for value in self.objectives.values(evaluation)]
+        if not np.isfinite(values).all():
+            raise RunError(f"candidate {evaluation.candidate.id}: an objective is not finite")
+        row, digest = self.log.append_scores(evaluation.flat_scores())
+        self.log.append(told_event(evaluation, values, row, digest))
+
+    def _learn(self, evaluation: Evaluation) -> None:
+        candidate = self.waiting.pop(evaluation.candidate.id)
+        self.n_told += 1
+        values = None if evaluation.error is not None else self.objectives.values(evaluation)
+        self.population.add(evaluation, values)
+        changed = values is not None and self.front.add(candidate.id, values)
+        if candidate.id < self._n_founders:
+            self._founders_left -= 1
+        if self.front.reference is None and self._founders_left <= 0 and len(self.population):
+            # Frozen here: hypervolumes of one run stay comparable from first to last.
+            self.front.set_reference(frozen_reference(self.population.objectives()))
+        self.algorithm.tell(evaluation)
+        if changed:
+            self.log.publish(self.front_json)
+        self.on_change(self)
+
+    def _note(self, outcome: Outcome) -> None:
+        evaluation = outcome.evaluation
+        state = "failed" if evaluation.error is not None else "scored"
+        text = (
+            f"candidate {evaluation.candidate.id} {state} worker={outcome.worker} "
+            f"attempt={outcome.attempt} seconds={outcome.seconds:.3f}"
+        )
+        if evaluation.error is not None:
+            text += f" error={evaluation.error!r}\n{outcome.detail}".rstrip()
+        self.log.note(text)
+
+    def front_json(self) -> list[dict[str, Any]]:
+        """Return the front's members for front.json, best first objective first."""
+        front = self.front.front()
+        order = np.lexsort((front.candidate_ids, -front.objectives[:, 0]))
+        return [
+            {
+                "candidate": int(front.candidate_ids[i]),
+                "objectives": dict(
+                    zip(self.objectives.names, map(float, front.objectives[i]), strict=True)
+                ),
+                "recipe": self._digests[int(front.candidate_ids[i])],
+            }
+            for i in order
+        ]

@@ -1,0 +1,64 @@
+"""resolve_model: a model's reference in a config -> a folder or file on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from evomerge.errors import SourceError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+# Subfolders hold other formats, and `consolidated` the same weights once more.
+_IGNORED = ("*/*", "consolidated*")
+
+
+def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
+    """Return the local path of a model, downloading it from the Hugging Face hub if needed.
+
+    Args:
+        ref: A path, absolute or relative to `base_dir`, or a hub id `org/name`.
+        revision: Branch, tag or commit of a hub model; None means its default branch.
+        base_dir: Folder of the config that names the model.
+
+    Returns:
+        The path, or the hub cache's snapshot folder. Only safetensors, JSON and tokenizer
+        files are downloaded; HF_HUB_OFFLINE=1 keeps to the cache.
+
+    Raises:
+        SourceError: There is no such path, and it is no hub id or cannot be had; or a
+            revision is given for a local path other than a hub cache's snapshot.
+    """
+    path = base_dir / Path(ref).expanduser()
+    if ref and path.exists():
+        # The path of a snapshot may come from an earlier call, revision and all.
+        is_snapshot = path.parent.name == "snapshots" and path.parents[1].name[:8] == "models--"
+        if revision is not None and not is_snapshot:
+            raise SourceError(
+                f"{ref}: revision {revision!r} is given, but {path} is a local path. "
+                "Remove `revision:`, or rename the folder if you mean the hub model."
+            )
+        return path
+    if not _HUB_ID.fullmatch(ref) or ".." in ref:
+        raise SourceError(
+            f"{ref!r}: there is no {path}, and it is not a hub id like 'org/name'. "
+            f"Correct the path; relative ones start at {base_dir}."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise SourceError(
+            f"{ref}: there is no {path}, and huggingface_hub is not installed. "
+            "Install it, or download the model and give its folder."
+        ) from None
+    try:
+        snapshot = snapshot_download(
+            ref, revision=revision, allow_patterns=list(_ALLOWED), ignore_patterns=list(_IGNORED)
+        )
+    except Exception as error:  # whatever its HTTP stack raises, the model cannot be had
+        raise SourceError(
+            f"{ref}: there is no {path}, and the hub model (revision {revision or 'default'}) "
+            f"cannot be had: {type(error).__name__}: {error} Check the name and the network "
+            "(HF_HUB_OFFLINE, HF_TOKEN), or download it and give its folder."
+        ) from error
+    return Path(snapshot)

@@ -1,0 +1,266 @@
+"""RunStore: one folder under ``populations/`` that holds everything a search knows.
+
+==================  ===========================================================
+``config.yaml``     the resolved config: every default spelled out, absolute paths
+``sources.json``    paths and content digests of the models
+``derived.npz``     Gram matrices the search and the merges were computed with
+``journal.jsonl``   every proposal and result; the only state (see `journal`)
+``scores.f32``      per-example scores, one row per successful result
+``front.json``      the Pareto front, rewritten as it changes
+``events.log``      times, workers, failures with tracebacks, for people
+``arrived/``        results that finished before their turn
+``exports/``        default place for exported models
+``lock lease.json`` single-writer lease
+==================  ===========================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.core.arrays import ScoreArray
+from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.recipe import canonical_json
+from evomerge.errors import JournalError, RunError
+from evomerge.storage.atomic import sync_folder, write_atomically
+from evomerge.storage.journal import JournalWriter, read_journal
+from evomerge.storage.lease import Lease
+from evomerge.storage.score_log import ScoreLog, row_digest
+
+FRONT_SECONDS = 1.0
+
+
+class RunFolder:
+    """Names and read-only access; any number of readers may look while a driver writes."""
+
+    def __init__(self, path: Path) -> None:
+        """Args: path: the run folder; need not exist yet."""
+        self.path = path
+        self.config = path / "config.yaml"
+        self.sources = path / "sources.json"
+        self.derived = path / "derived.npz"
+        self.journal = path / "journal.jsonl"
+        self.scores = path / "scores.f32"
+        self.front = path / "front.json"
+        self.events = path / "events.log"
+        self.arrived = path / "arrived"
+        self.exports = path / "exports"
+
+    def exists(self) -> bool:
+        """Return whether there is a run here."""
+        return self.config.is_file() and self.sources.is_file()
+
+    def require(self) -> None:
+        """Raise RunError unless there is a run here."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path}: there is no such run folder")
+        if not self.exists():
+            raise RunError(
+                f"{self.path}: not a run folder (config.yaml and sources.json are missing)"
+            )
+
+    def create(self, files: Mapping[str, bytes]) -> None:
+        """Create the folder with its first files, all or nothing.
+
+        Raises:
+            RunError: Something is already there.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            raise RunError(
+                f"{self.path}: exists and is not an evomerge run; choose another --run folder"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        nursery = self.path.with_name(f".{self.path.name}.creating")
+        if nursery.exists():
+            shutil.rmtree(nursery)  # left by a crash before the run existed
+        nursery.mkdir()
+        try:
+            for name in ("arrived", "exports"):
+                (nursery / name).mkdir()
+            for name, data in files.items():
+                write_atomically(nursery / name, data)
+            nursery.replace(self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            shutil.rmtree(nursery, ignore_errors=True)
+            raise RunError(f"{self.path}: cannot be created: {error.strerror}") from None
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return the journal's events, header first; [] before the first one."""
+        if not self.journal.exists():
+            return []
+        return read_journal(self.journal)[0]
+
+    def header(self) -> dict[str, Any]:
+        """Return the header event.
+
+        Raises:
+            RunError: The run was created but never started.
+        """
+        events = self.read_events()
+        if not events:
+            raise RunError(f"{self.path}: nothing was evaluated yet; start it with evomerge resume")
+        return check_header(events[0], self.journal)
+
+
+def check_header(event: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a journal's first event if it is a header this version can read."""
+    if event.get("kind") != "header" or event.get("format") != 1:
+        raise JournalError(f"{path}: does not begin with a header of format 1")
+    return dict(event)
+
+
+def stored_evaluations(
+    events: list[dict[str, Any]], scores: ScoreLog, tasks: Mapping[str, int], stand_in: Candidate
+) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
+    """Yield each event after the header with the evaluation it tells of, if any.
+
+    Args:
+        events: The journal after its header.
+        scores: The run's per-example scores.
+        tasks: Task -> number of examples.
+        stand_in: Candidate to put into the evaluations; replay replaces it by id.
+    """
+    for event in events:
+        if event["kind"] != "told":
+            yield event, None
+        elif "error" in event:
+            yield event, Evaluation(stand_in, error=str(event["error"]))
+        else:
+            row = scores.read(int(event["row"]), str(event["scores"]))
+            yield event, Evaluation(stand_in, split_scores(row, tasks), None, str(event["weights"]))
+
+
+def split_scores(row: ScoreArray, tasks: Mapping[str, int]) -> dict[str, ScoreArray]:
+    """Cut an (N,) row into tasks, in task-name order."""
+    parts: dict[str, ScoreArray] = {}
+    start = 0
+    for task in sorted(tasks):
+        parts[task] = row[start : start + tasks[task]]
+        start += tasks[task]
+    return parts
+
+
+def parked_file(evaluation: Evaluation) -> tuple[str, bytes]:
+    """Return name (inside the run folder) and content of a result that waits for its turn."""
+    body = {
+        "recipe": evaluation.candidate.recipe.digest(),
+        "error": evaluation.error,
+        "weights": evaluation.weights_digest,
+        "scores": {
+            task: base64.b64encode(values.astype("<f4").tobytes()).decode()
+            for task, values in evaluation.scores.items()
+        },
+    }
+    data = canonical_json({"body": body, "digest": row_digest(canonical_json(body).encode())})
+    return f"arrived/{evaluation.candidate.id:08d}.json", data.encode()
+
+
+class RunStore:
+    """The single writer of a run folder."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        header: Mapping[str, Any],
+        tasks: Mapping[str, int],
+    ) -> None:
+        """Take the lease and open the journal, writing `header` if it is empty.
+
+        Raises:
+            RunLockedError: Another driver owns the run.
+            JournalError: The journal or the scores are damaged.
+        """
+        self.folder = folder
+        self.lease = Lease(folder.path)
+        self._last_publish = 0.0
+        # Parked by an earlier process (or a warm start); what this one parks it also remembers.
+        self._parked = {
+            int(path.stem) for path in folder.arrived.glob("*.json") if path.stem.isdigit()
+        }
+        try:
+            self.scores = ScoreLog(folder.scores, sum(tasks.values()))
+            self._log = folder.events.open("a", encoding="utf-8")
+            self.journal = JournalWriter(folder.journal, sync_first=self.scores.sync)
+            if self.journal.sealed:
+                self.note(f"cut {self.journal.sealed} bytes of a torn last journal line")
+            rows = sum(e["kind"] == "told" and "error" not in e for e in self.journal.events)
+            self.scores.open_for_append(rows)
+            if not self.journal.events:
+                self.append(header)
+            self.header = check_header((self.journal.events or [dict(header)])[0], folder.journal)
+        except BaseException:
+            self.lease.release()
+            raise
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Append one journal event, if this driver still owns the run."""
+        self.lease.check()
+        self.journal.append(event)
+
+    def append_scores(self, scores: ScoreArray) -> tuple[int, str]:
+        """Append one row of per-example scores."""
+        return self.scores.append(scores)
+
+    def park(self, evaluation: Evaluation) -> None:
+        """Keep a result that arrived before its turn in ``arrived/<id>.json``."""
+        name, data = parked_file(evaluation)
+        write_atomically(self.folder.path / name, data, durable=False)
+
+    def parked(self, candidate: Candidate) -> Evaluation | None:
+        """Return the parked evaluation of a candidate, None if there is none or it is torn."""
+        if candidate.id not in self._parked:
+            return None
+        try:
+            record = json.loads(self._parking(candidate.id).read_bytes())
+            body = record["body"]
+            if record["digest"] != row_digest(canonical_json(body).encode()):
+                return None
+            if body["recipe"] != candidate.recipe.digest():
+                return None
+            scores = {
+                task: np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
+                for task, text in body["scores"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # scored again: costs one evaluation, never a wrong score
+        return Evaluation(candidate, scores, body["error"], body["weights"])
+
+    def unpark(self, candidate_id: int) -> None:
+        """Delete a parked result whose event is in the journal."""
+        self._parking(candidate_id).unlink(missing_ok=True)
+
+    def _parking(self, candidate_id: int) -> Path:
+        return self.folder.arrived / f"{candidate_id:08d}.json"
+
+    def note(self, text: str) -> None:
+        """Write a time-stamped line to events.log."""
+        self._log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
+        self._log.flush()
+
+    def publish(self, front: Callable[[], list[dict[str, Any]]], *, force: bool = False) -> None:
+        """Rewrite front.json, at most once a second unless forced."""
+        now = time.monotonic()
+        if not force and now - self._last_publish < FRONT_SECONDS:
+            return
+        self._last_publish = now
+        text = json.dumps(front(), indent=1)
+        write_atomically(self.folder.front, text.encode() + b"\n", durable=force)
+
+    def close(self) -> None:
+        """Sync everything and give the lease back."""
+        try:
+            self.journal.close()
+            self.scores.close()
+            self._log.close()
+        finally:
+            self.lease.release()

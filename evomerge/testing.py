@@ -1,0 +1,286 @@
+"""Conformance suites for extensions: call one from a test of your own package.
+
+`check_search_algorithm` proves that an algorithm can be driven asynchronously and replayed.
+`check_evaluator` proves that an evaluator is deterministic and leaves the model as it was.
+`check_merge_operator` proves that a merge method is exact at its ends and reproducible.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evomerge.algorithms.algorithm import SearchAlgorithm
+from evomerge.core.arrays import FloatArray, ScoreArray
+from evomerge.core.candidate import Candidate, Evaluation, Proposal
+from evomerge.core.linear_span import LinearSpan
+from evomerge.core.objective import Objective, Objectives
+from evomerge.core.recipe import Recipe, Setting
+from evomerge.core.search_space import SearchedParam, SearchSpace
+from evomerge.seeding import generator
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.evaluator import Evaluator
+    from evomerge.evaluation.subject import Subject
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """A search problem without models: three vectors of 64 numbers and their linear merges.
+
+    Attributes:
+        space: Weights of a base and two experts in [-0.5, 1.5], one group, with span and
+            founders (each source, and their mean).
+        objectives: Two, "first" and "second", one task each.
+        vectors: (K, D) the sources.
+    """
+
+    space: SearchSpace
+    objectives: Objectives
+    vectors: FloatArray
+
+    def merge(self, recipe: Recipe) -> FloatArray:
+        """Return the (D,) merged vector of a "linear" recipe."""
+        weights = recipe.params["weights"]
+        breaks = [0, self.vectors.shape[1]] if recipe.breaks is None else recipe.breaks
+        rows = np.repeat(weights, np.diff(np.asarray(breaks)), axis=0)
+        merged: FloatArray = np.einsum("dk,kd->d", rows, self.vectors)
+        return merged
+
+    def scores(self, recipe: Recipe) -> dict[str, ScoreArray]:
+        """Return 16 zeros or ones for "first" and 8 numbers in (0, 1] for "second"."""
+        merged = self.merge(recipe)
+        pieces = merged.reshape(16, -1).sum(axis=1)
+        goals = (self.vectors[1:].reshape(2, 16, -1).sum(axis=2)).max(axis=0)
+        near = np.exp(-((merged - self.vectors.mean(axis=0)).reshape(8, -1) ** 2).mean(axis=1))
+        return {
+            "first": (pieces > 0.6 * goals).astype(np.float32),
+            "second": near.astype(np.float32),
+        }
+
+
+def linear_problem() -> LinearProblem:
+    """Return the problem that `check_search_algorithm` uses by default."""
+    sources = ("base", "low", "high")
+    rng = np.random.Generator(np.random.Philox(key=7))
+    base = rng.normal(size=64)
+    low = base + np.where(np.arange(64) < 32, rng.uniform(0.5, 1.0, 64), 0.1 * rng.normal(size=64))
+    high = base + np.where(np.arange(64) < 32, 0.1 * rng.normal(size=64), rng.uniform(0.5, 1.0, 64))
+    vectors = np.stack([base, low, high])
+    basis = np.stack([base, low - base, high - base])
+    grams = np.einsum("id,jd->dij", basis, basis)
+    settings: dict[str, Setting] = {"normalize": False}
+
+    def founder(name: str, weights: list[float]) -> Proposal:
+        recipe = Recipe("linear", sources, {"weights": np.array([weights])}, settings=settings)
+        return Proposal(recipe, origin=f"founder: {name}")
+
+    space = SearchSpace(
+        "linear",
+        sources,
+        "global",
+        1,
+        (SearchedParam("weights", 3, True, -0.5, 1.5, 1.0 / 3.0),),
+        settings=settings,
+        span=LinearSpan.from_block_grams(sources, 64, 1, grams),
+        founders=(
+            founder("base", [1.0, 0.0, 0.0]),
+            founder("low", [0.0, 1.0, 0.0]),
+            founder("high", [0.0, 0.0, 1.0]),
+            founder("mean", [1.0 / 3.0] * 3),
+        ),
+    )
+    items = (Objective("first", {"first": 1.0}), Objective("second", {"second": 1.0}))
+    return LinearProblem(space, Objectives(items), vectors)
+
+
+def check_search_algorithm(
+    make: Callable[[], SearchAlgorithm], problem: LinearProblem | None = None
+) -> None:
+    """Check that an algorithm keeps the contract of `SearchAlgorithm`.
+
+    Founders told unasked and late, results out of order, one in five failing, everything
+    failing; equal proposals for equal seeds and on replay from JSON recipes; other proposals for
+    other seeds; no waiting when nothing is outstanding, and none that leaves a trace; NumPy's and
+    Python's global random streams untouched; parents that exist.
+
+    Args:
+        make: Returns a fresh algorithm, the same each time.
+        problem: What to search; None for `linear_problem()`.
+
+    Raises:
+        AssertionError: A property does not hold; the message says which.
+    """
+    problem = linear_problem() if problem is None else problem
+    np_state, py_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    drive = partial(_drive, make, problem)
+    first = drive(seed=1)
+    _expect(drive(seed=1) == first, "equal seeds must give equal proposals")
+    _expect(
+        drive(seed=1, copied=True) == first, "told recipes are copies on replay: match by value"
+    )
+    _expect(drive(seed=1, extra_asks=2) == first, "an ask that returns None must leave no trace")
+    _expect(drive(seed=2) != first, "proposals must depend on the seed")
+    drive(seed=3, failures=1.0)
+    drive(seed=4, early_asks=3)
+    drive(seed=5, failures=0.0, in_flight=1)
+    same_np = all(
+        np.array_equal(now, before)
+        for now, before in zip(np.random.get_state(), np_state, strict=True)  # noqa: NPY002
+    )
+    _expect(same_np, "numpy's global random stream must stay untouched")
+    _expect(random.getstate() == py_state, "Python's global random stream must stay untouched")
+
+
+def _drive(
+    make: Callable[[], SearchAlgorithm],
+    problem: LinearProblem,
+    *,
+    seed: int,
+    copied: bool = False,
+    failures: float = 0.2,
+    in_flight: int = 4,
+    early_asks: int = 0,
+    extra_asks: int = 0,
+    n_evaluations: int = 60,
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Run a search; return digest and parents of every proposal."""
+    algorithm = make()
+    algorithm.start(problem.space, problem.objectives, generator(seed, "algorithm"))
+    chance = np.random.Generator(np.random.Philox(key=99))  # the same chances for every seed
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    told: set[int] = set()
+    waiting: list[Candidate] = []
+
+    def ask() -> bool:
+        proposal = algorithm.ask()
+        if proposal is None:
+            _expect(bool(waiting), "ask returned None although nothing is outstanding")
+            for _ in range(extra_asks):
+                _expect(
+                    algorithm.ask() is None, "ask returned None, then a proposal without a tell"
+                )
+            return False
+        _expect(proposal.recipe.operator == problem.space.operator, "proposal of another operator")
+        _expect(proposal.recipe.sources == problem.space.sources, "proposal with other sources")
+        _expect(set(proposal.parents) <= told, f"parents {proposal.parents} were never told")
+        number = len(problem.space.founders) + len(seen)
+        waiting.append(Candidate(number, proposal.recipe, proposal.parents))
+        seen.append((proposal.recipe.digest(), proposal.parents))
+        return True
+
+    def tell(candidate: Candidate) -> None:
+        recipe = candidate.recipe
+        if copied:
+            recipe = Recipe.from_json(json.loads(json.dumps(recipe.to_json())))
+        candidate = replace(candidate, recipe=recipe)
+        if chance.random() < failures:
+            algorithm.tell(Evaluation(candidate, error="planned failure"))
+        else:
+            algorithm.tell(Evaluation(candidate, problem.scores(recipe)))
+            told.add(candidate.id)
+
+    for _ in range(early_asks):
+        ask()
+    for number, founder in enumerate(problem.space.founders):
+        tell(Candidate(number, founder.recipe))
+    while len(seen) < n_evaluations or waiting:
+        while len(waiting) < in_flight and len(seen) < n_evaluations and ask():
+            pass
+        tell(waiting.pop(int(chance.integers(len(waiting)))))
+    return seen
+
+
+def _expect(holds: bool, message: str) -> None:
+    if not holds:
+        raise AssertionError(f"search algorithm: {message}")
+
+
+def check_evaluator(evaluator: Evaluator, subject: Subject) -> None:
+    """Check that an evaluator keeps the contract of `Evaluator` on one model.
+
+    (N,) float32 scores, all finite; the same scores twice, also after other random numbers were
+    drawn; the model's weights, the evaluator itself and the global random streams untouched.
+
+    Args:
+        evaluator: What to check, with readable data.
+        subject: A resident model it can score.
+
+    Raises:
+        AssertionError: A property does not hold; the message says which.
+    """
+    import hashlib
+
+    import torch
+
+    def digest() -> str:
+        found = hashlib.blake2b()
+        for name, tensor in sorted(subject.model.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
+
+    def expect(holds: bool, message: str) -> None:
+        if not holds:
+            raise AssertionError(f"evaluator {type(evaluator).__name__}: {message}")
+
+    before, settings = digest(), repr(evaluator)
+    torch_state, np_state = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    expect(isinstance(evaluator.auto_class, str), "auto_class must name a transformers class")
+    n = evaluator.n_examples()
+    expect(n >= 1, f"n_examples must be at least 1, not {n}")
+    expect(evaluator.n_examples() == n, "n_examples must not change")
+    first = evaluator.evaluate(subject)
+    expect(
+        torch.equal(torch.random.get_rng_state(), torch_state),
+        "torch's global random stream must stay untouched",
+    )
+    same_np = all(
+        np.array_equal(now, then)
+        for now, then in zip(np.random.get_state(), np_state, strict=True)  # noqa: NPY002
+    )
+    expect(same_np, "numpy's global random stream must stay untouched")
+    expect(isinstance(first, np.ndarray), f"scores must be an array, not {type(first).__name__}")
+    expect(first.shape == (n,), f"scores must be ({n},), not {first.shape}")
+    expect(first.dtype == np.float32, f"scores must be float32, not {first.dtype}")
+    expect(bool(np.isfinite(first).all()), "scores must be finite")
+    kept = first.copy()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        second = evaluator.evaluate(subject)
+    expect(np.array_equal(first, kept), "a later call must not write to earlier scores")
+    expect(np.array_equal(first, second), "the same model must get the same scores twice")
+    expect(digest() == before, "the model's weights must stay untouched")
+    expect(repr(evaluator) == settings, "the evaluator's settings must stay untouched")
+
+
+def check_merge_operator(
+    operator: str | type, *, order_matters: bool = False, lone_expert: bool = True
+) -> None:
+    """Check that a merge operator keeps the contract of `MergeOperator`.
+
+    Shape, dtype and bits of the result on random tensors of odd shapes in three dtypes; inputs
+    left alone; experts equal to the base give it back; a lone expert comes back bit for bit; the
+    order of experts does not matter; a seed decides the masks; slices equal the whole.
+
+    Args:
+        operator: Registered name, or the class.
+        order_matters: The method depends on the order of the experts by design. Methods
+            without a parameter per source are not checked for order either.
+        lone_expert: A single expert with weight, scale and density 1 must come back.
+
+    Raises:
+        AssertionError: A property does not hold; the message says which.
+        UnknownNameError: No merge method has that name.
+    """
+    from evomerge.merging import conformance
+
+    conformance.check_merge_operator(
+        operator, order_matters=order_matters, lone_expert=lone_expert
+    )

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import functools
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+import evomerge.algorithms  # noqa: F401
+from evomerge.algorithms.algorithm import search_algorithms
+from evomerge.core.candidate import Proposal
+from evomerge.core.search_space import SearchSpace
+from evomerge.errors import ConfigError
+from evomerge.seeding import generator
+from evomerge.testing import check_search_algorithm, linear_problem
+
+CONFIGS = [
+    *((name, {}) for name in search_algorithms.names()),
+    ("m2n2", {"split_point": False, "attraction": False, "population_size": 3}),
+    ("m2n2", {"angle_scope": "segment", "capacity": "one", "alpha": 0.0, "max_segments": 4}),
+    ("nevergrad", {"optimizer": "DE"}),
+    ("nevergrad", {"optimizer": "PSO", "num_workers": 4}),
+    ("nevergrad", {"optimizer": "OnePlusOne"}),
+    ("nevergrad", {"optimizer": "NGOpt", "budget_hint": 60, "num_workers": 4}),
+    ("nevergrad", {"optimizer": "OLNDiscreteOnePlusOne"}),  # draws from the global streams
+    ("optuna", {"sampler": "NSGAIIISampler", "options": {"population_size": 8}}),
+    ("optuna", {"sampler": "RandomSampler"}),
+]
+
+
+def label(value):
+    return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=label)
+def test_algorithm_keeps_the_contract(name, config):
+    check_search_algorithm(functools.partial(search_algorithms.get(name), **config))
+
+
+@pytest.mark.parametrize("name", search_algorithms.names())
+def test_config_fields_are_exactly_the_keywords(name):
+    cls = search_algorithms.get(name)
+    assert all(item.init for item in fields(cls))
+    assert all(item.kw_only for item in fields(cls))
+    assert cls.__doc__
+    made = TypeAdapter(cls).validate_python({})
+    assert made == cls()
+    assert list(inspect.signature(cls).parameters) == [item.name for item in fields(cls)]
+
+
+@pytest.mark.parametrize("name", sorted(set(search_algorithms.names()) - {"m2n2"}))
+def test_a_space_without_dimensions_is_refused(name):
+    problem = linear_problem()
+    empty = SearchSpace("linear", problem.space.sources, "global", 1, ())
+    with pytest.raises(ConfigError, match="nothing to search"):
+        search_algorithms.get(name)().start(empty, problem.objectives, generator(0))
+
+
+@pytest.mark.parametrize("name", search_algorithms.names())
+def test_one_searched_number_is_enough(name):
+    problem = linear_problem()
+    space = problem.space
+    item = space.searched[0]
+    one = SearchSpace(
+        "linear",
+        space.sources,
+        "global",
+        1,
+        (type(item)("scale", 1, False, 0.0, 1.0, 0.5),),
+        fixed={"weights": np.array([[0.2, 0.3, 0.5]])},
+        span=space.span,
+    )
+    algorithm = search_algorithms.get(name)() if name != "nevergrad" else None
+    if algorithm is None:
+        with pytest.raises(ConfigError, match="at least two"):
+            search_algorithms.get(name)().start(one, problem.objectives, generator(0))
+        algorithm = search_algorithms.get(name)(optimizer="OnePlusOne")
+    algorithm.start(one, problem.objectives, generator(0))
+    assert isinstance(algorithm.ask(), Proposal)
+
+
+def test_importing_the_algorithms_loads_no_heavy_package():
+    code = (
+        "import sys, evomerge.algorithms;"
+        "print([m for m in ('torch','ray','transformers','nevergrad','optuna') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
