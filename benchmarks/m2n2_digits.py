@@ -2,8 +2,9 @@
 
 ::
 
-    OMP_NUM_THREADS=1 python benchmarks/m2n2_digits.py --mode pretrained --evaluations 10000 --seeds 5
-    OMP_NUM_THREADS=1 python benchmarks/m2n2_digits.py --mode scratch --evaluations 50000 --seeds 3
+    export OMP_NUM_THREADS=1
+    python benchmarks/m2n2_digits.py --mode pretrained --evaluations 10000 --seeds 5
+    python benchmarks/m2n2_digits.py --mode scratch --evaluations 50000 --seeds 3
 
 A 64-256-10 MLP on raw 0-16 pixels; the first 1437 digits are the fitness, the last 360 the test;
 nothing is shuffled. `pretrained` merges the two fixed parents of the reference with the registered

@@ -281,6 +281,4 @@ def check_merge_operator(
     """
     from evomerge.merging import conformance
 
-    conformance.check_merge_operator(
-        operator, order_matters=order_matters, lone_expert=lone_expert
-    )
+    conformance.check_merge_operator(operator, order_matters=order_matters, lone_expert=lone_expert)

@@ -24,9 +24,7 @@ search_algorithm = search_algorithms.register
 class SearchAlgorithm(Protocol):
     """Ask / tell, in any order of tells, each evaluation told once."""
 
-    def start(
-        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
-    ) -> None:
+    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run (or its replay). Called once, before anything else."""
         ...
 

@@ -130,9 +130,7 @@ class M2N2:
                     f"algorithm.{name} is {getattr(self, name)!r}, must be one of {known}"
                 )
 
-    def start(
-        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
-    ) -> None:
+    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

@@ -61,7 +61,7 @@ class PrivateGlobalStreams:
 
     def __init__(self, seed: int) -> None:
         """Args: seed: of both streams."""
-        self._numpy: Any = np.random.RandomState(seed).get_state()  # noqa: NPY002
+        self._numpy: Any = np.random.RandomState(seed).get_state()
         self._python: Any = random.Random(seed).getstate()
 
     def _swap(self) -> None:
@@ -150,9 +150,7 @@ class NevergradAlgorithm:
     def _optimizer_for(self, dimension: int) -> str:
         raise NotImplementedError
 
-    def start(
-        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
-    ) -> None:
+    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
@@ -164,34 +162,54 @@ class NevergradAlgorithm:
         self._mixture = _mixture(self.weights, objectives)
         self._pending: Pending[Any] = Pending()
         self._worst: float | None = None
+        self._name = self._optimizer_for(space.dimension)
         seed = int(rng.integers(2**32))
+        self._probe(seed)
         self._streams = PrivateGlobalStreams(seed)
-        self._engine = self._make_engine(seed)
+        with _quiet(), self._streams:
+            self._engine = self._make_engine(seed)
 
     def _make_engine(self, seed: int) -> Any:
-        name = self._optimizer_for(self._space.dimension)
-        made_by = optimizer_class(name)
-        with _quiet(), self._streams:
-            array = _nevergrad().p.Array(init=self._space.initial())
-            # First of all: nevergrad seeds itself from the global stream when this is not set.
-            array.random_state = np.random.RandomState(seed)
-            array = array.set_bounds(0.0, 1.0).set_mutation(sigma=INITIAL_SIGMA)
-            try:
-                return made_by(
-                    parametrization=array,
-                    budget=self.budget_hint,
-                    num_workers=max(self.num_workers, 2),
-                )
-            except Exception as error:
-                raise ConfigError(
-                    f"nevergrad's {name!r} refuses {self._space.dimension} dimensions with "
-                    f"budget_hint={self.budget_hint}, num_workers={self.num_workers}: {error}"
-                ) from error
+        array = _nevergrad().p.Array(init=self._space.initial())
+        # First of all: nevergrad seeds itself from the global stream when this is not set.
+        array.random_state = np.random.RandomState(seed)
+        array = array.set_bounds(0.0, 1.0).set_mutation(sigma=INITIAL_SIGMA)
+        return optimizer_class(self._name)(
+            parametrization=array,
+            budget=self.budget_hint,
+            num_workers=max(self.num_workers, 2),
+        )
+
+    def _probe(self, seed: int) -> None:
+        """Raise ConfigError when a throw-away optimizer cannot be made and asked once."""
+        try:
+            with _quiet(), PrivateGlobalStreams(seed):
+                self._make_engine(seed).ask()
+        except Exception as error:  # a hundred optimizers, as many ways to refuse
+            hint = (
+                "" if self.budget_hint else " Many optimizers need it: set it to the run's budget."
+            )
+            raise ConfigError(
+                f"nevergrad's {self._name!r} refuses {self._space.dimension} dimensions with "
+                f"budget_hint={self.budget_hint}, num_workers={self.num_workers} "
+                f"({type(error).__name__}: {error}).{hint}"
+            ) from error
 
     def ask(self) -> Proposal:
-        """Return the optimizer's next point. Never waits."""
-        with _quiet(), self._streams:
-            asked = self._engine.ask()
+        """Return the optimizer's next point. Never waits.
+
+        Raises:
+            ConfigError: The optimizer broke, for example past its budget.
+        """
+        try:
+            with _quiet(), self._streams:
+                asked = self._engine.ask()
+        except Exception as error:
+            raise ConfigError(
+                f"nevergrad's {self._name!r} broke at proposal {self._engine.num_ask + 1} with "
+                f"budget_hint={self.budget_hint} ({type(error).__name__}: {error}). Set "
+                "budget_hint to the run's budget, or choose another optimizer."
+            ) from error
         recipe = self._space.decode(np.asarray(asked.value))
         self._pending.put(recipe, asked)
         return Proposal(recipe, origin=self._engine.name)

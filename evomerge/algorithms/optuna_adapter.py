@@ -7,6 +7,7 @@ state of a run, and replaying it rebuilds the study.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,11 @@ def sampler_class(name: str) -> Any:
             f"algorithm.sampler: optuna's {name!r} cannot search a continuous space by itself. "
             f"Use one of {', '.join(usable)}."
         )
+    if name == "CmaEsSampler" and importlib.util.find_spec("cmaes") is None:
+        raise ConfigError(
+            "algorithm.sampler: optuna's CmaEsSampler needs the package cmaes. "
+            "Install it, or use algorithm cma_es."
+        )
     return getattr(optuna.samplers, name)
 
 
@@ -77,9 +83,7 @@ class OptunaAlgorithm:
         """Return the sampler's class name and its keywords but for the seed."""
         raise NotImplementedError
 
-    def start(
-        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
-    ) -> None:
+    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
@@ -96,27 +100,30 @@ class OptunaAlgorithm:
         }
         self._sampler, keywords = self._choice()
         made_by = sampler_class(self._sampler)
-        seed = int(rng.integers(2**32))
-        seeding = {"seed": seed} if "seed" in inspect.signature(made_by).parameters else {}
+        if "seed" in inspect.signature(made_by).parameters:
+            keywords = keywords | {"seed": int(rng.integers(2**32))}
         with _quiet():
             try:
-                sampler = made_by(**keywords, **seeding)
+                # A throw-away study says now what would otherwise come after the founders.
+                self._make_study(made_by(**keywords)).ask(self._distributions)
             except (TypeError, ValueError, ImportError) as error:
                 raise ConfigError(
-                    f"optuna's {self._sampler} cannot be made from {keywords}: {error}"
+                    f"optuna's {self._sampler} refuses {len(objectives)} objective(s) with "
+                    f"{keywords}: {error} Use NSGAIISampler or TPESampler."
                 ) from error
-            self._study = optuna.create_study(
-                directions=["maximize"] * len(objectives),
-                sampler=sampler,
-                pruner=optuna.pruners.NopPruner(),
-            )
+            self._study = self._make_study(made_by(**keywords))
+
+    def _make_study(self, sampler: Any) -> Any:
+        import optuna
+
+        return optuna.create_study(
+            directions=["maximize"] * len(self._objectives),
+            sampler=sampler,
+            pruner=optuna.pruners.NopPruner(),
+        )
 
     def ask(self) -> Proposal:
-        """Return the sampler's next point. Never waits.
-
-        Raises:
-            ConfigError: The sampler cannot handle this many objectives.
-        """
+        """Return the sampler's next point. Never waits."""
         trial = self._next_trial()
         vector = np.array([trial.params[name] for name in self._distributions])
         recipe = self._space.decode(vector)
@@ -125,17 +132,7 @@ class OptunaAlgorithm:
 
     def _next_trial(self) -> Any:
         with _quiet():
-            try:
-                return self._study.ask(self._distributions)
-            except ValueError as error:
-                if len(self._objectives) == 1:
-                    raise
-                raise ConfigError(
-                    f"optuna's {self._sampler} failed with {len(self._objectives)} objectives: "
-                    f"{error} Use NSGAIISampler or TPESampler, or a single objective."
-                ) from error
-            except ImportError as error:
-                raise ConfigError(f"optuna's {self._sampler} needs a package: {error}") from error
+            return self._study.ask(self._distributions)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Pass on the objective values; failures become failed trials, which samplers skip."""
@@ -155,12 +152,18 @@ class OptunaAlgorithm:
                 self._study.tell(trial, [float(value) for value in values])
 
     def _founder_trial(self, vector: FloatArray) -> Any:
-        # Enqueued and asked, not added: genetic samplers ignore added trials, which belong
-        # to no generation.
+        import optuna
+
         point = dict(zip(self._distributions, (float(value) for value in vector), strict=True))
         with _quiet():
             self._study.enqueue_trial(point)
-        return self._next_trial()
+        trial = self._next_trial()
+        sampler = self._study.sampler
+        if isinstance(sampler, optuna.samplers.BaseGASampler):
+            # Without a generation of their own, genetic samplers would never breed from founders.
+            frozen = self._study.get_trials(deepcopy=False)[trial.number]
+            sampler.get_trial_generation(self._study, frozen)
+        return trial
 
 
 @search_algorithm("optuna")

@@ -17,9 +17,7 @@ from evomerge.core.search_space import SearchSpace
 class RandomSearch:
     """Uniform points of the unit cube, independent of all scores. Never waits."""
 
-    def start(
-        self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator
-    ) -> None:
+    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

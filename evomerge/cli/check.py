@@ -67,8 +67,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
     ]
     found += [f"  copied: {reason} ({count})" for reason, count in facts["copied"].items()]
     found += [f"! left out of the merge: {name}: {why}" for name, why in facts["left_out"].items()]
-    size = "the span of the models" if facts["dimensions"] is None else (
-        f"{facts['dimensions']} dimensions in {facts['groups']} groups"
+    size = (
+        "the span of the models"
+        if facts["dimensions"] is None
+        else (f"{facts['dimensions']} dimensions in {facts['groups']} groups")
     )
     found.append(f"✓ search: {facts['algorithm']} over {facts['merge']}, {size}")
     examples = ", ".join(f"{task} {n}" for task, n in facts["tasks"].items())

@@ -102,9 +102,7 @@ def build_tasks(config: RunConfig) -> Tasks:
         search[task.name] = construct(evaluators, task.evaluator, where, Path())[0]
         if task.held_out is not None:
             body = {**task.evaluator, **task.held_out}
-            held_out[task.name] = construct(
-                evaluators, body, f"tasks.{index}.held_out", Path()
-            )[0]
+            held_out[task.name] = construct(evaluators, body, f"tasks.{index}.held_out", Path())[0]
             held_out[task.name].n_examples()
     return Tasks(search, held_out, {name: e.n_examples() for name, e in search.items()})
 

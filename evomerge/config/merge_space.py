@@ -52,7 +52,7 @@ def build_space(
         raise ConfigError(f"merge: needs a `name:`. Known: {', '.join(merge_operators.names())}.")
     name = str(body["name"])
     try:
-        operator = merge_operators.get(name)
+        operator: Any = merge_operators.get(name)
     except ConfigError as error:
         raise ConfigError(f"merge.name: {error}") from None
     n_experts = len(model.sources) - model.has_base
@@ -82,8 +82,10 @@ def build_space(
             searched.append(param)
             resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
         else:
-            fixed[key] = np.tile(rows, (len(labels), 1)) if item.per_source else np.full(
-                len(labels), rows[0]
+            fixed[key] = (
+                np.tile(rows, (len(labels), 1))
+                if item.per_source
+                else np.full(len(labels), rows[0])
             )
             resolved[key] = {"values": rows.tolist()} if item.per_source else float(rows[0])
     settings = _settings(operator, name, body)
@@ -137,8 +139,7 @@ def _parse(
     elif isinstance(value, list):
         if len(value) != 2:
             raise ConfigError(
-                f"{where}: a range is [low, high]; for one value per model write "
-                "{values: [...]}"
+                f"{where}: a range is [low, high]; for one value per model write {{values: [...]}}"
             )
         low, high = (_number(part, where) for part in value)
     elif set(value) == {"values"} and isinstance(value["values"], list):

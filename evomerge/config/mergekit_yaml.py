@@ -6,7 +6,8 @@ and `dare_ties`; numbers, gradients over layers and `{filter, value}` lists for 
 refused by name, so that no config silently gives another model than mergekit would.
 
 Differs from mergekit: arithmetic in float32 with one rounding to the output dtype, whatever
-`dtype` says; random masks of DARE come from another generator.
+`dtype` says; random masks of DARE come from another generator; tensors that are equal in all
+models are copied, also where `linear` with weights that do not sum to 1 would scale them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from evomerge.storage.hub import resolve_model
 from evomerge.storage.lora_source import LoraSource
 from evomerge.storage.model_folder import ModelFolder
 from evomerge.storage.open_source import open_source
-from evomerge.storage.vocabulary import VocabularyMapped, read_vocabulary
+from evomerge.storage.vocabulary import map_vocabulary, read_vocabulary
 
 # Below this many bytes of weights a resume hashes everything again; above it, files whose size
 # and modification time are unchanged are trusted.
@@ -48,6 +48,14 @@ def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
     Raises:
         SourceError: A model is neither a local path nor reachable on the Hub.
     """
+    base, models = resolve_model_configs(config.base_model, config.models, base_dir)
+    return config.model_copy(update={"base_model": base, "models": models})
+
+
+def resolve_model_configs(
+    base_model: ModelConfig | None, models: list[ModelConfig], base_dir: Path
+) -> tuple[ModelConfig | None, list[ModelConfig]]:
+    """Return base and models with absolute paths and unique names; see `resolve_models`."""
     taken: set[str] = set()
 
     def resolve(model: ModelConfig, fallback: str) -> ModelConfig:
@@ -61,9 +69,8 @@ def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
         taken.add(name)
         return model.model_copy(update={"model": str(path), "lora": lora, "name": name})
 
-    base = None if config.base_model is None else resolve(config.base_model, "base")
-    models = [resolve(model, "") for model in config.models]
-    return config.model_copy(update={"base_model": base, "models": models})
+    base = None if base_model is None else resolve(base_model, "base")
+    return base, [resolve(model, "") for model in models]
 
 
 def _short_name(reference: str) -> str:
@@ -84,7 +91,18 @@ def open_models(
         SourceError: A file is broken or unsafe, or differs from `known`.
         ModelSpaceError: The models cannot be merged.
     """
-    refs = [*([config.base_model] if config.base_model else []), *config.models]
+    return open_sources(config.base_model, config.models, known=known, check=check)
+
+
+def open_sources(
+    base_model: ModelConfig | None,
+    models: list[ModelConfig],
+    *,
+    known: list[dict[str, Any]] | None = None,
+    check: bool = True,
+) -> OpenModels:
+    """Open and align models given apart from a config; see `open_models`."""
+    refs = [*([base_model] if base_model else []), *models]
     records = {str(record["id"]): record for record in known or []}
     base: ModelFolder | None = None
     opened: list[ModelFolder | LoraSource] = []
@@ -96,8 +114,8 @@ def open_models(
             base=base,
             trust_remote_code=ref.trust_remote_code,
         )
-        if base is None and isinstance(source, ModelFolder):
-            base = source
+        if not opened and isinstance(source, ModelFolder):
+            base = source  # only the first source is what adapters were trained on
         opened.append(source)
         if str(ref.name) in records:
             _reuse_digests(source, records[str(ref.name)], trust=not check)
@@ -106,7 +124,7 @@ def open_models(
         _compare(record, known)
     donor = opened[0]
     sources = _map_vocabularies(opened)
-    space = align([source.header() for source in sources], has_base=config.base_model is not None)
+    space = align([source.header() for source in sources], has_base=base_model is not None)
     folder = donor.path if isinstance(donor, ModelFolder) else donor.base.path
     return OpenModels(
         space,
@@ -120,8 +138,6 @@ def open_models(
 def _reuse_digests(
     source: ModelFolder | LoraSource, record: Mapping[str, Any], *, trust: bool
 ) -> None:
-    if not isinstance(source, ModelFolder):
-        return
     same = source.stat_signature() == record.get("files")
     n_bytes = sum(int(row[1]) for row in source.stat_signature())
     if same and (trust or n_bytes > REHASH_BYTES):
@@ -163,22 +179,11 @@ def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
 def _map_vocabularies(opened: list[ModelFolder | LoraSource]) -> list[TensorSource]:
     """Wrap sources whose tokenizer orders tokens otherwise than the donor's."""
     donor = opened[0]
-    if not isinstance(donor, ModelFolder):
+    wanted = read_vocabulary(donor.path) if isinstance(donor, ModelFolder) else None
+    if not isinstance(donor, ModelFolder) or wanted is None:
         return list(opened)
-    wanted = read_vocabulary(donor.path)
-    mapped: list[TensorSource] = []
-    for source in opened:
+    mapped: list[TensorSource] = [donor]
+    for source in opened[1:]:
         other = read_vocabulary(source.path) if isinstance(source, ModelFolder) else None
-        if wanted is None or other is None or other == wanted:
-            mapped.append(source)
-        else:
-            mapped.append(VocabularyMapped(source, donor, wanted, other))
+        mapped.append(source if other is None else map_vocabulary(source, donor, wanted, other))
     return mapped
-
-
-def sources_by_id(sources: list[TensorSource]) -> dict[str, TensorSource]:
-    """Return the sources by id, refusing repeated ids."""
-    found = {source.id: source for source in sources}
-    if len(found) != len(sources):
-        raise SourceError("two sources have the same id")
-    return found

@@ -23,7 +23,6 @@ from evomerge.runtime.placement import pick_device, use_threads
 from evomerge.runtime.worker import MergeInputs, Worker
 from evomerge.storage.run_store import RunFolder
 
-
 PREFIX_GRAMS = "prefix_grams"  # key in derived.npz beside those of `Derived.to_arrays`
 
 
@@ -102,9 +101,7 @@ def worker_of(
     """
     use_threads(threads)
     if not (models.donor / "config.json").is_file():
-        raise ConfigError(
-            f"{models.donor}: has no config.json; scoring needs a whole model folder"
-        )
+        raise ConfigError(f"{models.donor}: has no config.json; scoring needs a whole model folder")
     where = pick_device(device)
     subjects: dict[str, Subject] = {}
     for evaluator in evaluators.values():
@@ -115,6 +112,7 @@ def worker_of(
                 device=where,
                 trust_remote_code=models.trust_remote_code,
                 name=models.space.sources[0],
+                untied=models.space.untied,
             )
     scored = {task: (e, subjects[e.auto_class]) for task, e in evaluators.items()}
     return Worker(inputs, list(subjects.values()), scored, device=where, name=name)

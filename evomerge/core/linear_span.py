@@ -197,7 +197,7 @@ def split_crossover(
     left: tuple[float, float],
     right: tuple[float, float],
 ) -> Segments:
-    """Return left[0] a + left[1] b before element `split`, right[0] a + right[1] b from there on."""
+    """Return left[0] a + left[1] b before element `split`, right[0] a + right[1] b after it."""
     breaks, rows_a, rows_b = _refine(a, b, split)
     is_left = (breaks[:-1] < split)[:, None]
     u = np.where(is_left, left[0], right[0])

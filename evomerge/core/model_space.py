@@ -135,7 +135,9 @@ def align(headers: Sequence[SourceHeader], *, has_base: bool) -> ModelSpace:
             if name in views[0]:
                 entries.append((views[0][name], "copy", f"left out: {left_out[name]}"))
         elif len(shapes) > 1:
-            other = next(i for i, view in enumerate(views) if view[name].shape != views[0][name].shape)
+            other = next(
+                i for i, view in enumerate(views) if view[name].shape != views[0][name].shape
+            )
             problems.append(
                 f"{name} is {views[0][name].shape} in {donor.id!r}, "
                 f"{views[other][name].shape} in {headers[other].id!r}"

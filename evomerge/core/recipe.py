@@ -60,12 +60,19 @@ class Recipe:
             value.flags.writeable = False
         rows = {value.shape[0] for value in params.values()}
         if len(rows) > 1:
-            raise ConfigError(f"recipe: parameters disagree on the number of groups: {sorted(rows)}")
+            raise ConfigError(
+                f"recipe: parameters disagree on the number of groups: {sorted(rows)}"
+            )
         if (self.breaks is None) == (self.grouping == SEGMENTS):
             raise ConfigError("recipe: `breaks` is needed for grouping 'segments', and only there")
         if self.breaks is not None:
             breaks = np.ascontiguousarray(self.breaks, dtype=np.int64)
-            if breaks.ndim != 1 or len(breaks) < 2 or breaks[0] != 0 or (np.diff(breaks) <= 0).any():
+            if (
+                breaks.ndim != 1
+                or len(breaks) < 2
+                or breaks[0] != 0
+                or (np.diff(breaks) <= 0).any()
+            ):
                 raise ConfigError("recipe: breaks must rise strictly from 0")
             if rows and rows != {len(breaks) - 1}:
                 raise ConfigError(f"recipe: {len(breaks) - 1} segments but {sorted(rows)[0]} rows")

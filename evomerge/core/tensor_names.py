@@ -16,11 +16,17 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
         ("router", r"(?:^|\.)(?:router|mlp\.gate|block_sparse_moe\.gate)$"),
-        ("norm", r"(?i)(?:^|[._])(?:(?:input_|post_\w+_|pre_\w+_|final_|q_|k_|emb_|sa_|output_)?"
-                 r"(?:layer_?norm|rms_?norm|norm)(?:_?\w+)?|ln_?\w*)$"),
+        (
+            "norm",
+            r"(?i)(?:^|[._])(?:(?:input_|post_\w+_|pre_\w+_|final_|q_|k_|emb_|sa_|output_)?"
+            r"(?:layer_?norm|rms_?norm|norm)(?:_?\w+)?|ln_?\w*)$",
+        ),
         ("attn.qkv", r"(?:^|\.)(?:c_attn|qkv_proj|qkv|query_key_value|Wqkv)$"),
-        ("attn.o", r"(?:^|\.)(?:o_proj|out_lin|out_proj|attn\.c_proj|attention\.dense"
-                   r"|attention\.output\.dense|attn\.proj)$"),
+        (
+            "attn.o",
+            r"(?:^|\.)(?:o_proj|out_lin|out_proj|attn\.c_proj|attention\.dense"
+            r"|attention\.output\.dense|attn\.proj)$",
+        ),
         ("attn.q", r"(?:^|\.)(?:q_proj|query|q_lin)$"),
         ("attn.k", r"(?:^|\.)(?:k_proj|key|k_lin)$"),
         ("attn.v", r"(?:^|\.)(?:v_proj|value|v_lin)$"),
@@ -28,10 +34,16 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("mlp.gate", r"(?:^|\.)(?:gate_proj|w1)$"),
         ("mlp.up", r"(?:^|\.)(?:up_proj|w3|fc1|c_fc|intermediate\.dense|dense_h_to_4h|lin1)$"),
         ("mlp.down", r"(?:^|\.)(?:down_proj|w2|fc2|mlp\.c_proj|output\.dense|dense_4h_to_h|lin2)$"),
-        ("head", r"(?:^|\.)(?:lm_head|embed_out|classifier|score|qa_outputs|vocab_projector"
-                 r"|pre_classifier|pooler|pooler\.dense|classifier\.\w+|cls\..*|lm_head\..*)$"),
-        ("embed", r"(?i)(?:^|\.)(?:embed_tokens|wte|wpe|embed_in|cls_token|mask_token"
-                  r"|\w*embeddings?|embeddings\..*|\w*embed\w*)$"),
+        (
+            "head",
+            r"(?:^|\.)(?:lm_head|embed_out|classifier|score|qa_outputs|vocab_projector"
+            r"|pre_classifier|pooler|pooler\.dense|classifier\.\w+|cls\..*|lm_head\..*)$",
+        ),
+        (
+            "embed",
+            r"(?i)(?:^|\.)(?:embed_tokens|wte|wpe|embed_in|cls_token|mask_token"
+            r"|\w*embeddings?|embeddings\..*|\w*embed\w*)$",
+        ),
     )
 )
 

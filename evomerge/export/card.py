@@ -22,7 +22,7 @@ from evomerge.storage.untrusted_files import contained_file
 _MAX_README_BYTES = 1_000_000
 _MAX_RECIPE_LINES = 120
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SNAPSHOT = re.compile(r"models--(?P<org>.+?)--(?P<name>.+)")
+_SNAPSHOT = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)/?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,11 @@ class ParentModel:
 
     @property
     def reference(self) -> str:
-        """What mergekit opens: `model[@revision][+lora]`."""
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{self.model}{revision}{f'+{self.lora}' if self.lora else ''}"
+        """What mergekit opens: `model[@revision][+lora]`; a hub cache's path becomes its hub id."""
+        own = _hub_reference(self.model)
+        if "@" not in own and self.revision:
+            own += f"@{self.revision}"
+        return own if self.lora is None else f"{own}+{_hub_reference(self.lora)}"
 
     @property
     def public_names(self) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ class CardFacts:
 
     Attributes:
         title: Name of the model.
-        parents: The sources, in recipe order.
+        parents: The sources of the space; the card names those that the recipe merges.
         scores: One row per objective or task.
         candidate_id: Its id in the run; None for a merge without a search.
         lineage: The candidate and its ancestors, itself first.
@@ -144,9 +146,10 @@ def render_card(
         no_mergekit_reason: Why there is none.
         notes: What the export itself has to say.
     """
-    license_name, license_note = common_license(facts.parents)
+    parents = [parent for parent in facts.parents if parent.id in recipe.sources]
+    license_name, license_note = common_license(parents)
     front: dict[str, Any] = {
-        "base_model": list(dict.fromkeys(n for p in facts.parents for n in p.public_names)),
+        "base_model": list(dict.fromkeys(n for p in parents for n in p.public_names)),
         "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["merge", "mergekit", "evomerge"],
@@ -158,7 +161,7 @@ def render_card(
         f"# {_line(facts.title)}",
         f"A merge made with evomerge {evomerge.__version__}, method `{recipe.operator}`.",
         _scores(facts),
-        _parents(facts.parents, license_note),
+        _parents(parents, license_note),
         _lineage(facts),
         _coefficients(recipe, space),
         _recipe(recipe),
@@ -203,11 +206,16 @@ def _license_of(folder: Path | None) -> str | None:
     return value.lower() if isinstance(value, str) and is_id else None
 
 
+def _hub_reference(path: str) -> str:
+    """Return org/name@commit for a snapshot in the hub cache, else `path`."""
+    found = _SNAPSHOT.search(path)
+    return f"{found['org']}/{found['name']}@{found['commit']}" if found else path
+
+
 def _public_name(reference: str) -> str:
-    for part in reversed(Path(reference).parts):
-        snapshot = _SNAPSHOT.fullmatch(part)
-        if snapshot:
-            return f"{snapshot['org']}/{snapshot['name']}"
+    found = _SNAPSHOT.search(reference)
+    if found:
+        return f"{found['org']}/{found['name']}"
     if _HUB_ID.fullmatch(reference) and not Path(reference).exists():
         return reference
     return re.sub(r"[^\w.-]+", "-", Path(reference).name) or "local-model"

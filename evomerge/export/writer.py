@@ -114,9 +114,9 @@ def export_candidate(
         raise ConfigError(
             f"dtype {dtype!r} is unknown.{nearest(dtype, DTYPES)} Known: {', '.join(DTYPES)}."
         )
-    missing = {*recipe.sources} - {parent.id for parent in card.parents}
+    missing = {*space.sources} - {parent.id for parent in card.parents}
     if missing:
-        raise ValueError(f"the card's parents lack {min(missing)!r}, a source of the recipe")
+        raise ValueError(f"the card's parents lack {min(missing)!r}, a source of the space")
     _check_vacant(out)
     files = _read_donor(donor, untied=space.untied)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
@@ -129,7 +129,7 @@ def export_candidate(
             partial, recipe, space, sources, derived, dtype, device, max_shard_bytes
         )
         _write_donor(files, partial, weights.dtype)
-        reason = _write_papers(partial, recipe, space, sources, card, weights, files.notes)
+        reason = _write_papers(partial, recipe, space, sources, card, weights, files.notes, dtype)
         for path in partial.iterdir():
             _sync(path)
         sync_folder(partial)
@@ -263,6 +263,7 @@ def _write_papers(
     card: CardFacts,
     weights: _Weights,
     notes: list[str],
+    dtype: str | None,
 ) -> str:
     """Write recipe.json, mergekit_config.yml and README.md; return why there is no mergekit."""
     references = {parent.id: parent.reference for parent in card.parents}
@@ -287,10 +288,12 @@ def _write_papers(
                     "lora": by_id[source].lora,
                     "digest": sources[source].digest,
                 }
-                for source in recipe.sources
+                for source in space.sources  # all: they decide what is merged and what copied
             ],
+            "has_base": space.has_base,
             "donor": space.sources[0],
-            "dtype": weights.dtype,
+            "has_base": space.has_base,
+            "dtype": dtype,
             "weights_digest": weights.digest,
         },
     )

@@ -185,7 +185,10 @@ def _check_merged(tensor: SpaceTensor, merged: Tensor, dtype: torch.dtype) -> No
             f"{name}: the operator returned {tuple(merged.shape)} {merged.dtype}, expected "
             f"{tensor.spec.shape} {dtype}"
         )
-    if not bool(torch.isfinite(merged).all()):
+    # The sum of a tensor with a NaN or infinity is not finite; it is ten times faster to get than
+    # `isfinite` of every element, which is only asked when the sum itself may have overflowed.
+    total = merged.sum(dtype=torch.promote_types(torch.float32, dtype))
+    if not bool(torch.isfinite(total)) and not bool(torch.isfinite(merged).all()):
         n_bad = int((~torch.isfinite(merged)).sum())
         raise EvaluationError(
             f"{name}: {n_bad} of {merged.numel()} merged elements are NaN or infinite. Check the "

@@ -116,7 +116,10 @@ def _config(
 ) -> dict[str, Any]:
     if recipe.grouping == SEGMENTS:
         raise _NotSayableError("the recipe changes weights inside tensors (split points)")
-    said = [_say(row, len(recipe.sources)) for row in build_operators(recipe, space)]
+    operators = build_operators(recipe, space)
+    if len(space.merged) < len(space.tensors) and any(map(_rescales, operators)):
+        raise _NotSayableError("mergekit would scale the tensors that are equal in all models")
+    said = [_say(operator, len(recipe.sources)) for operator in operators]
     method, has_base, flags, _ = said[0]
     if any(item[:3] != said[0][:3] for item in said):
         raise _NotSayableError("its groups need different methods or flags in mergekit")
@@ -185,6 +188,10 @@ def _say(op: Any, n_sources: int) -> _Said:
     if isinstance(op, DareLinear | DareTies):
         return _say_dare(op)
     raise _NotSayableError(f"mergekit has no method like {type(op).__name__}")
+
+
+def _rescales(op: Any) -> bool:
+    return isinstance(op, Linear) and abs(math.fsum(op.coefficients()) - 1.0) > 1e-9
 
 
 def _say_ties(op: Ties) -> _Said:

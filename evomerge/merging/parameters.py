@@ -31,7 +31,7 @@ def check_fields(operator: Any, *, where: str = "") -> None:
     Raises:
         ConfigError: Names the field, its value and what is allowed.
     """
-    cls = type(operator)
+    cls: type = operator.__class__
     for item in gene_fields(cls):
         value = getattr(operator, item.name)
         for number in value if item.per_source else (value,):

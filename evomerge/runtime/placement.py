@@ -66,3 +66,12 @@ def default_workers(executor: str, cpus_per_worker: float) -> int:
     if torch.cuda.is_available():
         return torch.cuda.device_count()
     return max(1, int(len(os.sched_getaffinity(0)) / cpus_per_worker))
+
+
+def worker_environment(gpus: float) -> dict[str, str]:
+    """Return environment variables of a worker process that reserved this many GPUs.
+
+    Without a reservation Ray leaves every GPU visible: such a worker must see none, or all of
+    them would end up on the first one.
+    """
+    return {} if gpus > 0 else {"CUDA_VISIBLE_DEVICES": ""}

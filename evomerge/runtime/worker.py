@@ -77,8 +77,17 @@ class Worker:
             weights = self.install(candidate.recipe)
             scores = self.score()
             evaluation = Evaluation(candidate, scores, None, weights)
-        except (EvomergeError, MemoryError, RuntimeError, ValueError, ArithmeticError,
-                LookupError, TypeError, AttributeError, OSError) as error:
+        except (
+            EvomergeError,
+            MemoryError,
+            RuntimeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ) as error:
             # One bad candidate (or a user's evaluator function) must not end the search.
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             kind = "" if isinstance(error, EvomergeError) else f"{type(error).__name__}: "

@@ -117,6 +117,8 @@ class SearchLoop:
                 self._learn(replace(evaluation, candidate=candidate))
             else:
                 raise ReplayError(f"the journal has an event of unknown kind {event['kind']!r}")
+        if self.n_told:
+            self.log.publish(self.front_json, force=True)
 
     # -------------------------------------------------------------------- run
 
@@ -198,7 +200,8 @@ class SearchLoop:
                 return
             evaluation = self._ready.pop(turn)
             self._journal_told(evaluation)
-            self._learn(evaluation)
+            if self._learn(evaluation):
+                self.log.publish(self.front_json)
             if turn in self._parked:
                 self._parked.discard(turn)
                 self.log.unpark(turn)
@@ -241,7 +244,8 @@ class SearchLoop:
         row, digest = self.log.append_scores(evaluation.flat_scores())
         self.log.append(told_event(evaluation, values, row, digest))
 
-    def _learn(self, evaluation: Evaluation) -> None:
+    def _learn(self, evaluation: Evaluation) -> bool:
+        """Take a result into population, front and algorithm; return whether the front changed."""
         candidate = self.waiting.pop(evaluation.candidate.id)
         self.n_told += 1
         values = None if evaluation.error is not None else self.objectives.values(evaluation)
@@ -253,9 +257,8 @@ class SearchLoop:
             # Frozen here: hypervolumes of one run stay comparable from first to last.
             self.front.set_reference(frozen_reference(self.population.objectives()))
         self.algorithm.tell(evaluation)
-        if changed:
-            self.log.publish(self.front_json)
         self.on_change(self)
+        return changed
 
     def _note(self, outcome: Outcome) -> None:
         evaluation = outcome.evaluation

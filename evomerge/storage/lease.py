@@ -43,7 +43,7 @@ class Lease:
         epoch = 1
         if self.path.exists():
             body = self._read()
-            epoch = int(body.get("epoch", 0)) + 1
+            epoch = int(str(body.get("epoch", 0))) + 1
             elsewhere = body.get("host") not in (None, socket.gethostname())
             if elsewhere and time.time() - self.path.stat().st_mtime < LEASE_SECONDS:
                 os.close(self._lock)

@@ -23,7 +23,7 @@ from torch import Tensor
 from evomerge.core.model_space import SourceHeader, TensorSpec
 from evomerge.errors import SourceError, nearest
 from evomerge.storage.lora_config import LoraConfig, parse_lora_config
-from evomerge.storage.model_folder import ModelFolder
+from evomerge.storage.model_folder import ModelFolder, combined_digest
 from evomerge.storage.safetensors_file import SafetensorsFile
 from evomerge.storage.untrusted_files import contained_file, read_json_object
 
@@ -61,8 +61,8 @@ class LoraSource:
     """A base model with one LoRA adapter applied.
 
     Touched tensors are float32, `base + delta`. A tensor that the adapter stores whole
-    (`modules_to_save`, biases) replaces the base's. An adapter on one of two tied tensors
-    unties them, as it does in PEFT, unless `ensure_weight_tying` is set.
+    (`modules_to_save`, biases, a resized embedding) replaces the base's. An adapter on one of
+    two tied tensors unties them, as it does in PEFT, unless `ensure_weight_tying` is set.
 
     Attributes:
         id: Name of the source in recipes.
@@ -123,12 +123,7 @@ class LoraSource:
     @property
     def digest(self) -> str:
         """Content digest: 32 hex digits over every tensor's name, dtype, shape and content."""
-        digests = self.fingerprint()
-        hasher = hashlib.blake2b(digest_size=16)
-        for name in sorted(digests):
-            spec = self._specs[name]
-            hasher.update(f"{name}:{spec.dtype}{list(spec.shape)}:{digests[name]}\n".encode())
-        return hasher.hexdigest()
+        return combined_digest(self._specs, self.fingerprint())
 
     def fingerprint(self) -> Mapping[str, str]:
         """Return tensor name -> 32-hex-digit digest; a touched one covers base and factors.
@@ -142,8 +137,8 @@ class LoraSource:
             for name in self._specs:
                 if name in self._replaced:
                     digests[name] = self._file.digest(self._replaced[name])
-                    continue
-                digests[name] = base[self._origins[name]]
+                else:
+                    digests[name] = base[self._origins[name]]
                 if name in self._products:
                     product = self._products[name]
                     parts = (
@@ -198,8 +193,9 @@ class LoraSource:
         """
         stored = self._stored_name(name)
         if stored in self._replaced:
-            return self._file.read(self._replaced[stored])
-        tensor = self.base.read(self._origins[stored])
+            tensor = self._file.read(self._replaced[stored])
+        else:
+            tensor = self.base.read(self._origins[stored])
         if stored not in self._products:
             return tensor
         return self._delta(stored).add_(tensor.float())
@@ -216,8 +212,9 @@ class LoraSource:
         """
         stored = self._stored_name(name)
         if stored in self._replaced:
-            return self._file.read_range(self._replaced[stored], start, stop)
-        tensor = self.base.read_range(self._origins[stored], start, stop)
+            tensor = self._file.read_range(self._replaced[stored], start, stop)
+        else:
+            tensor = self.base.read_range(self._origins[stored], start, stop)
         if stored not in self._products:
             return tensor
         kept = self._last_delta
@@ -233,7 +230,7 @@ class LoraSource:
             SourceError: There is no such tensor.
         """
         stored = self._stored_name(name)
-        is_known = self._knows_delta and stored in self._products
+        is_known = self._knows_delta and stored in self._products and stored not in self._replaced
         return self._delta(stored) if is_known else None
 
     def _delta(self, name: str) -> Tensor:
@@ -307,13 +304,24 @@ class LoraSource:
         target = self._find(f"{module}.weight")
         if target is None:
             raise self._mismatch(one, f"{module}.weight")
-        if target in self._products or target in self._replaced:
+        whole = self._replaced.get(target)
+        if target in self._products or (whole is not None and ".base_layer." not in whole):
             raise SourceError(
                 f"{self._file.path}: {one} and another tensor both change {target}. "
                 "Save the adapter with PEFT's save_pretrained."
             )
         a, b = self._file.specs[pair["A"]], self._file.specs[pair["B"]]
-        shape = self.base.specs[self.base.tied.get(target, target)].shape
+        if whole is None:
+            shape = self._base_spec(target).shape
+        else:
+            # PEFT stores an adapted embedding's own base too, in case it was resized. When it
+            # was not, it is the base's tensor, and the product is the exact task vector.
+            shape = self._file.specs[whole].shape
+            under = self._base_spec(target)
+            if (under.dtype, under.shape) == (self._file.specs[whole].dtype, shape) and torch.equal(
+                self._file.read(whole), self.base.read(target)
+            ):
+                del self._replaced[target]
         straight: tuple[int, ...] = ()
         is_product = len(a.shape) >= 2 and len(b.shape) >= 2
         if is_product:
@@ -329,6 +337,9 @@ class LoraSource:
             )
         scale = self._config.scale(module, a.shape[0])
         self._products[target] = _Product(pair["A"], pair["B"], scale, may_turn)
+
+    def _base_spec(self, name: str) -> TensorSpec:
+        return self.base.specs[name if name in self.base.specs else self.base.tied[name]]
 
     def _find(self, target: str) -> str | None:
         """Return the base tensor that the module path `target` means, None when there is none.
@@ -370,7 +381,8 @@ class LoraSource:
             specs[name] = TensorSpec(name, dtype, stored.shape)
         for name, own in self._replaced.items():
             stored = self._file.specs[own]
-            specs[name] = TensorSpec(name, stored.dtype, stored.shape)
+            dtype = "F32" if name in self._products else stored.dtype
+            specs[name] = TensorSpec(name, dtype, stored.shape)
         return specs
 
 

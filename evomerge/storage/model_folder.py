@@ -90,12 +90,7 @@ class ModelFolder:
     @property
     def digest(self) -> str:
         """Content digest: 32 hex digits over every tensor's name, dtype, shape and bytes."""
-        digests = self.fingerprint()
-        hasher = hashlib.blake2b(digest_size=16)
-        for name in sorted(digests):
-            spec = self.specs[name]
-            hasher.update(f"{name}:{spec.dtype}{list(spec.shape)}:{digests[name]}\n".encode())
-        return hasher.hexdigest()
+        return combined_digest(self.specs, self.fingerprint())
 
     @cached_property
     def tied(self) -> dict[str, str]:
@@ -220,6 +215,15 @@ class ModelFolder:
 
     def _open(self, name: str) -> SafetensorsFile:
         return SafetensorsFile(contained_file(self.path, name), shown_as=self.path / name)
+
+
+def combined_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> str:
+    """Return one digest of a model, 32 hex digits, from its tensors' specs and digests."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in sorted(digests):
+        spec = specs[name]
+        hasher.update(f"{name}:{spec.dtype}{list(spec.shape)}:{digests[name]}\n".encode())
+    return hasher.hexdigest()
 
 
 def _pickled(path: Path, names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +182,19 @@ class RunStore:
             JournalError: The journal or the scores are damaged.
         """
         self.folder = folder
-        self.lease = Lease(folder.path)
         self._last_publish = 0.0
-        # Parked by an earlier process (or a warm start); what this one parks it also remembers.
-        self._parked = {
-            int(path.stem) for path in folder.arrived.glob("*.json") if path.stem.isdigit()
-        }
-        try:
+        with ExitStack() as opened:
+            self.lease = Lease(folder.path)
+            opened.callback(self.lease.release)
+            # Parked by an earlier process or a warm start.
+            self._parked = {
+                int(path.stem) for path in folder.arrived.glob("*.json") if path.stem.isdigit()
+            }
+            self._log = opened.enter_context(folder.events.open("a", encoding="utf-8"))
             self.scores = ScoreLog(folder.scores, sum(tasks.values()))
-            self._log = folder.events.open("a", encoding="utf-8")
+            opened.callback(self.scores.close)
             self.journal = JournalWriter(folder.journal, sync_first=self.scores.sync)
+            opened.callback(self.journal.close)
             if self.journal.sealed:
                 self.note(f"cut {self.journal.sealed} bytes of a torn last journal line")
             rows = sum(e["kind"] == "told" and "error" not in e for e in self.journal.events)
@@ -198,9 +202,7 @@ class RunStore:
             if not self.journal.events:
                 self.append(header)
             self.header = check_header((self.journal.events or [dict(header)])[0], folder.journal)
-        except BaseException:
-            self.lease.release()
-            raise
+            self._opened = opened.pop_all()
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Append one journal event, if this driver still owns the run."""
@@ -258,9 +260,4 @@ class RunStore:
 
     def close(self) -> None:
         """Sync everything and give the lease back."""
-        try:
-            self.journal.close()
-            self.scores.close()
-            self._log.close()
-        finally:
-            self.lease.release()
+        self._opened.close()

@@ -57,8 +57,9 @@ class ScoreLog:
         return self._rows - 1, row_digest(row)
 
     def sync(self) -> None:
-        """Force the rows to the disk."""
-        os.fsync(self._file)
+        """Force the rows to the disk, if the file is open for writing."""
+        if self._file >= 0:
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file if it was opened for writing."""

@@ -103,7 +103,11 @@ def test_recipes_equal_the_float64_chain_of_their_lineage():
         PairedLineage(space.span), generator(0), population_size=20, alpha=1.0, use_attraction=True
     )
     for k in range(2):
-        search.tell(Paired(space.span.single(k), vectors[k]), fitness.correct(vectors[k].astype(np.float32)), k)
+        search.tell(
+            Paired(space.span.single(k), vectors[k]),
+            fitness.correct(vectors[k].astype(np.float32)),
+            k,
+        )
     worst, flips, most_segments = 0.0, 0, 0
     for number in range(2, 3002):
         child = search.ask().genome

@@ -28,7 +28,9 @@ def test_unknown_samplers_name_the_nearest():
         Optuna(sampler="NSGA2Sampler")
 
 
-@pytest.mark.parametrize("name", ["GridSampler", "BruteForceSampler", "BaseSampler", "PartialFixedSampler"])
+@pytest.mark.parametrize(
+    "name", ["GridSampler", "BruteForceSampler", "BaseSampler", "PartialFixedSampler"]
+)
 def test_samplers_that_enumerate_are_refused(name):
     with pytest.raises(ConfigError, match="cannot search a continuous space"):
         Optuna(sampler=name)
@@ -36,7 +38,10 @@ def test_samplers_that_enumerate_are_refused(name):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"seed": 3}, "The run's seed decides it"), ({"n_startup": 3}, "Did you mean 'n_startup_trials'")],
+    [
+        ({"seed": 3}, "The run's seed decides it"),
+        ({"n_startup": 3}, "Did you mean 'n_startup_trials'"),
+    ],
 )
 def test_unknown_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -44,8 +49,24 @@ def test_unknown_options_are_refused(options, message):
 
 
 def test_bad_option_values_are_refused_at_the_start():
-    with pytest.raises(ConfigError, match="cannot be made from"):
+    with pytest.raises(ConfigError, match="refuses 2 objective"):
         started(Optuna(sampler="NSGAIISampler", options={"population_size": 0}))
+
+
+def test_a_sampler_that_needs_a_missing_package_says_so(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package cmaes"):
+        Optuna(sampler="CmaEsSampler")
+
+
+def test_a_sampler_for_one_objective_is_refused_before_the_founders(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match="refuses 2 objective"):
+        started(Optuna(sampler="CmaEsSampler"))
 
 
 def test_bad_presets_are_refused():

@@ -111,7 +111,7 @@ def test_common_breaks_change_no_value(case):
 @given(spans_and_pairs(), st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
 def test_simplify_keeps_the_limit_and_what_already_fits(case, limit):
-    vectors, span, a, _, _ = case
+    _, span, a, _, _ = case
     simple = span.simplify(a, limit)
     assert len(simple.coefficients) <= limit
     assert simple.breaks[0] == 0

@@ -93,7 +93,9 @@ def test_roulette_draws_in_proportion():
 def test_roulette_is_uniform_over_the_others_when_all_weights_are_zero():
     rng = np.random.default_rng(0)
     draws = [roulette(np.zeros(4), rng, exclude=1) for _ in range(3000)]
-    np.testing.assert_allclose(np.bincount(draws, minlength=4) / 3000, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.03)
+    np.testing.assert_allclose(
+        np.bincount(draws, minlength=4) / 3000, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.03
+    )
     assert {roulette(np.zeros(2), rng) for _ in range(50)} == {0, 1}
 
 

@@ -40,9 +40,7 @@ def test_best_takes_the_highest_value_of_one_objective():
 
 
 def test_best_breaks_ties_by_the_other_objectives():
-    front = ParetoFront.of(
-        [1, 2, 3], np.array([[1.0, 0.0, 0.5], [1.0, 1.0, 0.4], [0.0, 0.5, 1.0]])
-    )
+    front = ParetoFront.of([1, 2, 3], np.array([[1.0, 0.0, 0.5], [1.0, 1.0, 0.4], [0.0, 0.5, 1.0]]))
     assert pick(front, ("a", "b", "c"), "best:a") == [2]
 
 

@@ -12,9 +12,7 @@ def random_tensors(shape, n, *, seed=0, dtype=torch.float32, scale=0.1):
     """Return a base and n experts near it."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=generator)
-    experts = [
-        (base + scale * torch.randn(shape, generator=generator)).to(dtype) for _ in range(n)
-    ]
+    experts = [(base + scale * torch.randn(shape, generator=generator)).to(dtype) for _ in range(n)]
     return base.to(dtype), experts
 
 

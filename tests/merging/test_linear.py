@@ -34,7 +34,7 @@ def test_one_non_zero_weight_gives_that_source_bit_for_bit(dtype, weight):
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0), (0.1 + 0.2, -0.3)])
 def test_weights_that_cancel_are_refused_by_name(weights):
-    with pytest.raises(ConfigError, match=r"linear: the weights .* normalize: false"):
+    with pytest.raises(ConfigError, match=r"linear: the weights .*normalize: false"):
         Linear(weights=weights)
     assert Linear(weights=weights, normalize=False).coefficients() == weights
 

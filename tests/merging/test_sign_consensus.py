@@ -36,7 +36,11 @@ def test_a_vote_does_not_depend_on_the_order_of_the_experts():
         assert elect_signs(deltas[order], (1.0,) * 3, "unweighted").tolist() == [1.0]
 
 
-DELTAS = [torch.tensor([1.0, -2.0, 0.0]), torch.tensor([3.0, 1.0, 0.0]), torch.tensor([-1.0, -4.0, 0.0])]
+DELTAS = [
+    torch.tensor([1.0, -2.0, 0.0]),
+    torch.tensor([3.0, 1.0, 0.0]),
+    torch.tensor([-1.0, -4.0, 0.0]),
+]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,9 @@ def test_without_a_vote_every_expert_counts():
 def test_large_tensors_are_combined_in_pieces_with_equal_bits():
     deltas = [torch.randn(200_001, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     whole = combine(deltas, (1.0, 0.5, 0.2), vote="weighted", divisor="weights")
-    part = combine([d[65_000:66_000] for d in deltas], (1.0, 0.5, 0.2), vote="weighted", divisor="weights")
+    part = combine(
+        [d[65_000:66_000] for d in deltas], (1.0, 0.5, 0.2), vote="weighted", divisor="weights"
+    )
     assert torch.equal(whole[65_000:66_000], part)
 
 

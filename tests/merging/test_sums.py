@@ -9,7 +9,9 @@ from evomerge.merging.sums import absolute_sum, exact_column_sums, row_sums
 @pytest.mark.parametrize("n", [0, 1, 4095, 4096, 4097, 1_100_000])
 def test_absolute_sum_matches_an_exact_sum(n):
     values = torch.randn(n, generator=torch.Generator().manual_seed(n))
-    assert absolute_sum(values) == pytest.approx(math.fsum(values.abs().double().tolist()), rel=1e-14)
+    assert absolute_sum(values) == pytest.approx(
+        math.fsum(values.abs().double().tolist()), rel=1e-14
+    )
 
 
 def test_row_sums_pad_the_last_row():

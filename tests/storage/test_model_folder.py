@@ -297,7 +297,7 @@ def test_a_stored_head_is_tied_when_its_bytes_are_the_embeddings(is_same, tmp_pa
 
 def test_a_missing_tensor_is_named_with_its_nearest(tmp_path, save_model):
     model = ModelFolder("a", save_model(tmp_path / "m", tensors()))
-    with pytest.raises(SourceError, match="Did you mean 'model.norm.weight'"):
+    with pytest.raises(SourceError, match=r"Did you mean 'model.norm.weight'"):
         model.read("model.norms.weight")
     with pytest.raises(SourceError, match="has no tensor"):
         model.read_range("x", 0, 1)

@@ -132,7 +132,7 @@ def test_a_missing_file_a_folder_a_link_and_a_pipe_are_refused(tmp_path):
 
 def test_errors_name_the_path_that_the_user_gave(tmp_path):
     (tmp_path / "blob").write_bytes(b"")
-    with pytest.raises(SourceError, match="model/model.safetensors: only 0 bytes"):
+    with pytest.raises(SourceError, match=r"model/model.safetensors: only 0 bytes"):
         SafetensorsFile(tmp_path / "blob", shown_as=Path("model/model.safetensors"))
 
 
@@ -140,7 +140,7 @@ def test_an_unknown_tensor_is_refused_with_the_nearest_name(tmp_path):
     save_file({"norm.weight": torch.ones(3)}, tmp_path / "x.safetensors")
     file = SafetensorsFile(tmp_path / "x.safetensors")
     for ask in (file.read, file.digest, lambda name: file.read_range(name, 0, 1)):
-        with pytest.raises(SourceError, match="Did you mean 'norm.weight'"):
+        with pytest.raises(SourceError, match=r"Did you mean 'norm.weight'"):
             ask("norms.weight")
 
 
@@ -226,7 +226,11 @@ def test_tensor_names_are_plain(name, is_fine):
 
 @st.composite
 def tensor_sets(draw):
-    names = draw(st.lists(st.from_regex(r"[a-zA-Z0-9_]{1,8}", fullmatch=True), min_size=1, max_size=5, unique=True))
+    names = draw(
+        st.lists(
+            st.from_regex(r"[a-zA-Z0-9_]{1,8}", fullmatch=True), min_size=1, max_size=5, unique=True
+        )
+    )
     tensors = {}
     for name in names:
         shape = draw(st.lists(st.integers(0, 5), max_size=4))

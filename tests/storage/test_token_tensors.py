@@ -21,7 +21,10 @@ def never(one, other):
         (("wte.weight", "wpe.weight"), "wte.weight"),
         (("gpt_neox.embed_in.weight",), "gpt_neox.embed_in.weight"),
         (
-            ("bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight"),
+            (
+                "bert.embeddings.word_embeddings.weight",
+                "bert.embeddings.position_embeddings.weight",
+            ),
             "bert.embeddings.word_embeddings.weight",
         ),
         (("shared.weight", "encoder.embed_tokens.weight"), "shared.weight"),

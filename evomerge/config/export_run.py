@@ -1,0 +1,217 @@
+"""Export candidates of a run, with the facts of the run on their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from evomerge.config.build import build_tasks
+from evomerge.config.models import open_models
+from evomerge.config.results import RunResults
+from evomerge.config.workers import load_derived, read_sources, worker_of
+from evomerge.core.arrays import ScoreArray
+from evomerge.core.picking import pick
+from evomerge.errors import ConfigError, RunError
+from evomerge.evaluation.evaluator import Evaluator
+from evomerge.export import (
+    CardFacts,
+    ExportResult,
+    LineageStep,
+    ParentModel,
+    ScoreRow,
+    export_candidate,
+)
+from evomerge.runtime.placement import pick_device, threads_per_worker
+from evomerge.runtime.worker import MergeInputs, Worker
+from evomerge.storage.run_store import RunFolder, split_scores
+from evomerge.storage.score_log import ScoreLog
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """One exported candidate.
+
+    Attributes:
+        candidate: Its id.
+        result: Folder and digest.
+        search: Objective -> value the search measured.
+        held_out: Task -> mean held-out score; {} when the config has no held-out examples.
+        rescored: Number of per-example scores compared by `verify`; 0 when not asked for.
+    """
+
+    candidate: int
+    result: ExportResult
+    search: Mapping[str, float]
+    held_out: Mapping[str, float]
+    rescored: int
+
+
+def choose(results: RunResults, spec: str) -> list[int]:
+    """Return the candidate ids that a `--pick` text means.
+
+    Raises:
+        RunError: Nothing has been scored yet.
+        ConfigError: The text, an objective or a candidate is unknown.
+    """
+    if not results.scored:
+        raise RunError(f"{results.folder.path}: no candidate has been scored yet")
+    ids = pick(results.front(), results.objectives.names, spec)
+    for candidate_id in ids:
+        results.objectives_of(candidate_id)
+    return ids
+
+
+class Exporter:
+    """Exports from one run; opens its models once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Open the run's models and check that they are still the same.
+
+        Raises:
+            SourceError: A model changed since the run began.
+        """
+        self.results = RunResults(folder)
+        self.config = self.results.config
+        self.models = open_models(self.config, known=read_sources(folder))
+        self.derived, _ = load_derived(folder, self.models)
+        self.tasks = build_tasks(self.config)
+        self._held_out_worker: Worker | None = None
+
+    def export(self, candidate_id: int, out: Path, *, verify: bool) -> Exported:
+        """Write one candidate and check that it is what was scored.
+
+        Raises:
+            RunError: The written tensors, or with `verify` their scores, differ from those
+                that were scored; the folder is then left for inspection.
+        """
+        results = self.results
+        candidate = results.candidate(candidate_id)
+        digest = results.weights_digest(candidate_id)
+        held_out = self._score_held_out(candidate_id)
+        result = export_candidate(
+            out,
+            recipe=candidate.recipe,
+            space=self.models.space,
+            sources=self.models.sources,
+            derived=self.derived,
+            donor=self.models.donor,
+            card=self._card(candidate_id, held_out),
+            device=pick_device(self.config.runtime.device),
+        )
+        if result.weights_digest != digest:
+            raise RunError(
+                f"{out}: the tensors' digest {result.weights_digest} is not that of the scored "
+                f"candidate, {digest}. It was scored on another kind of device or with another "
+                "version of torch; do not trust its scores."
+            )
+        rescored = self.rescore(candidate_id, out) if verify else 0
+        means = {task: float(values.mean()) for task, values in held_out.items()}
+        return Exported(candidate_id, result, results.objectives_of(candidate_id), means, rescored)
+
+    def rescore(self, candidate_id: int, exported: Path) -> int:
+        """Load an exported folder anew, score it, and compare every example with the run.
+
+        Returns:
+            The number of examples compared.
+
+        Raises:
+            RunError: A score differs; names task and example.
+        """
+        worker = self._worker(self.tasks.search, donor=exported)
+        again = worker.score()
+        event = next(e for e in self.results.scored if int(e["id"]) == candidate_id)
+        log = ScoreLog(self.results.folder.scores, sum(self.tasks.sizes.values()))
+        row = log.read(int(event["row"]), str(event["scores"]))
+        for task, before in split_scores(row, self.tasks.sizes).items():
+            differs = np.flatnonzero(again[task] != before)
+            if len(differs):
+                first = int(differs[0])
+                raise RunError(
+                    f"{exported}: task {task!r} example {first} scores {again[task][first]:g}, "
+                    f"the search measured {before[first]:g} ({len(differs)} examples differ)"
+                )
+        return len(row)
+
+    def _worker(self, evaluators: Mapping[str, Evaluator], donor: Path | None = None) -> Worker:
+        runtime = self.config.runtime
+        inputs = MergeInputs(self.models.space, self.models.sources, self.derived)
+        models = self.models if donor is None else replace(self.models, donor=donor)
+        threads = runtime.threads or threads_per_worker(
+            runtime.workers or 1, self.models.space.n_elements
+        )
+        return worker_of(inputs, models, evaluators, device=runtime.device, threads=threads)
+
+    def _score_held_out(self, candidate_id: int) -> dict[str, ScoreArray]:
+        if not self.tasks.held_out:
+            return {}
+        if self._held_out_worker is None:
+            self._held_out_worker = self._worker(self.tasks.held_out)
+        self._held_out_worker.install(self.results.candidate(candidate_id).recipe)
+        return self._held_out_worker.score()
+
+    def _card(self, candidate_id: int, held_out: Mapping[str, ScoreArray]) -> CardFacts:
+        results = self.results
+        rows = []
+        for objective in results.objectives.items:
+            tasks = [task for task in objective.weights if task in held_out]
+            whole = len(tasks) == len(objective.weights)
+            rows.append(
+                ScoreRow(
+                    name=objective.name,
+                    search=results.objectives_of(candidate_id)[objective.name],
+                    n_search=sum(self.tasks.sizes[task] for task in objective.weights),
+                    held_out=objective.value(held_out) if whole else None,
+                    n_held_out=sum(len(held_out[task]) for task in tasks) if whole else 0,
+                )
+            )
+        return CardFacts(
+            title=f"{self.config.name}-{candidate_id}",
+            parents=parents_of(self.models.record),
+            scores=tuple(rows),
+            candidate_id=candidate_id,
+            lineage=tuple(self._lineage(candidate_id)),
+            n_candidates=len(results.scored),
+            algorithm=str(self.config.algorithm["name"]),
+            seed=self.config.seed,
+            run=self.config.name,
+            scored_digest=results.weights_digest(candidate_id),
+        )
+
+    def _lineage(self, candidate_id: int) -> list[LineageStep]:
+        """Return the candidate and all its ancestors, itself first."""
+        steps: list[LineageStep] = []
+        queue, seen = [candidate_id], {candidate_id}
+        while queue:
+            candidate = self.results.candidate(queue.pop(0))
+            steps.append(LineageStep(candidate.id, candidate.parents, candidate.origin))
+            queue += [parent for parent in candidate.parents if parent not in seen]
+            seen.update(candidate.parents)
+        return steps
+
+
+def parents_of(record: Sequence[Mapping[str, object]]) -> tuple[ParentModel, ...]:
+    """Return the parents for a model card from the content of sources.json."""
+    return tuple(
+        ParentModel(
+            id=str(item["id"]),
+            model=str(item["model"]),
+            path=Path(str(item["model"])),
+            revision=None if item["revision"] is None else str(item["revision"]),
+            lora=None if item["lora"] is None else str(item["lora"]),
+            lora_path=None if item["lora"] is None else Path(str(item["lora"])),
+            digest=str(item["digest"]),
+        )
+        for item in record
+    )
+
+
+def export_folders(out: Path, ids: Sequence[int], spec: str) -> list[Path]:
+    """Return where each candidate goes: `out` itself for one, `out/candidate-ID` for several."""
+    if len(ids) == 1 and spec != "all":
+        return [out]
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; give a folder")
+    return [out / f"candidate-{candidate_id}" for candidate_id in ids]

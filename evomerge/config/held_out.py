@@ -1,0 +1,69 @@
+"""Score recipes on the held-out examples of a run: numbers for reports, never for choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evomerge.config.build import build_tasks
+from evomerge.config.models import OpenModels, open_models
+from evomerge.config.schema import RunConfig
+from evomerge.config.workers import load_derived, read_run_config, read_sources, worker_of
+from evomerge.core.arrays import ScoreArray
+from evomerge.core.recipe import Recipe
+from evomerge.errors import ConfigError
+from evomerge.merging.derived import Derived
+from evomerge.runtime.placement import threads_per_worker
+from evomerge.runtime.worker import MergeInputs, Worker
+from evomerge.storage.run_store import RunFolder
+
+
+def score_held_out(
+    folder: RunFolder, recipes: Sequence[Recipe], *, device: str | None = None
+) -> list[dict[str, ScoreArray]]:
+    """Return each recipe's per-example scores on the held-out examples of a run.
+
+    Merged and scored in this process, by the same code as in the search, from the run's saved
+    Gram matrices; the run itself is neither locked nor changed.
+
+    Args:
+        folder: The run, finished or not.
+        recipes: What to score; sources are those of the run.
+        device: auto, cpu or cuda:N; None: the config's.
+
+    Returns:
+        One mapping per recipe: task -> (N_task,) float32, for tasks that have `held_out:`.
+
+    Raises:
+        ConfigError: No task of the run has held-out examples.
+        SourceError: A model changed since the run began.
+        EvaluationError: A recipe cannot be scored.
+    """
+    config = read_run_config(folder)
+    models = open_models(config, known=read_sources(folder))
+    derived, _ = load_derived(folder, models)
+    worker = held_out_worker(config, models, derived, device=device)
+    scored = []
+    for recipe in recipes:
+        worker.install(recipe)
+        scored.append(worker.score())
+    return scored
+
+
+def held_out_worker(
+    config: RunConfig, models: OpenModels, derived: Derived, *, device: str | None = None
+) -> Worker:
+    """Return a worker whose evaluators are the held-out ones.
+
+    Raises:
+        ConfigError: No task of the config has held-out examples.
+    """
+    held_out = build_tasks(config).held_out
+    if not held_out:
+        raise ConfigError(
+            "no task has held-out examples; give a task `held_out:` with the keys of its "
+            "evaluator that differ, such as `held_out: {examples: test.jsonl}`"
+        )
+    inputs = MergeInputs(models.space, models.sources, derived)
+    threads = config.runtime.threads or threads_per_worker(1, models.space.n_elements)
+    where = device or config.runtime.device
+    return worker_of(inputs, models, held_out, device=where, threads=threads, name="held-out")

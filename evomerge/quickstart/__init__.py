@@ -1,0 +1,1 @@
+"""`evomerge quickstart`: specialists trained in seconds, searched, exported, checked."""

@@ -1,0 +1,396 @@
+"""RayPool: candidates on Ray actors, one at a time each. The only module that imports Ray.
+
+Ray starts processes, reserves GPUs and says when a process is gone; everything that decides
+which candidate runs where, and how often, is in this process: Ray neither restarts actors nor
+retries calls. The loop makes no call to Ray's control store, which blocks when its host is
+down. Recipes go out and scores come back; weights are read from disk by every worker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from evomerge.core.candidate import Candidate
+from evomerge.errors import ExecutorError
+from evomerge.runtime.assignments import BUILD_ATTEMPTS, Assignments, Seat
+from evomerge.runtime.cluster_environment import (
+    AUTH_MODE,
+    LOOPBACK_ONLY,
+    OPEN_CLUSTER,
+    Surroundings,
+    guarded,
+    is_loopback,
+    is_readable_by_others,
+    local_surroundings,
+    remote_surroundings,
+    require_listener,
+    token_file,
+)
+from evomerge.runtime.placement import worker_environment
+from evomerge.runtime.scorer_actor import Reply, ScorerActor, outcome_of
+from evomerge.search.ports import Outcome
+
+if TYPE_CHECKING:
+    from evomerge.runtime.worker import CandidateScorer
+
+# A worker that is not ready by then is mentioned in events.log; it may come later.
+SLOW_SECONDS = 60.0
+# For results that Ray already holds; a remote node may die before they are here.
+FETCH_SECONDS = 10.0
+# Nothing large goes through the object store. Ray's own default is 30 % of the memory.
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+class Cluster:
+    """A connection to Ray, and the cluster itself when it was started here."""
+
+    def __init__(self, address: str | None, n_cpus: int) -> None:
+        """Start a cluster on this machine (address None) or join one.
+
+        An initialised Ray is used as it is and left running by `close`.
+
+        Raises:
+            ExecutorError: The cluster cannot be started or reached, or is open to anyone.
+        """
+        self._surroundings: Surroundings | None = None
+        self.is_local = address is None
+        self.needs_token = False
+        if address is not None and address != "auto":
+            require_listener(address)
+        # Before Ray is imported: it reads some of these variables only then.
+        surroundings = local_surroundings() if self.is_local else remote_surroundings()
+        try:
+            self._connect(address, n_cpus, surroundings)
+        except BaseException:
+            surroundings.restore()
+            raise
+
+    def _connect(self, address: str | None, n_cpus: int, surroundings: Surroundings) -> None:
+        import ray
+
+        if ray.is_initialized():
+            surroundings.restore()
+            return
+        _adjust_ray(loopback_only=self.is_local, quiet=True)
+        local: dict[str, Any] = {
+            "num_cpus": n_cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": surroundings.ray_folder,
+        }
+        try:
+            with guarded():
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    **(local if self.is_local else {}),
+                )
+        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            ray.shutdown()
+            where = "started on this machine" if self.is_local else f"joined at {address}"
+            reason = str(error).strip().splitlines()[0]
+            raise ExecutorError(f"no Ray cluster could be {where}: {reason}") from error
+        self._surroundings = surroundings
+        gcs = ray.get_runtime_context().gcs_address
+        self.needs_token = not is_loopback(gcs)
+        if self.needs_token and os.environ.get(AUTH_MODE) != "token":
+            self.close()
+            raise ExecutorError(OPEN_CLUSTER.format(where=f"the cluster at {gcs}"))
+
+    def warnings(self) -> list[str]:
+        """Return what the user should know about this connection."""
+        path = None if self.is_local else token_file()
+        if path is None or not is_readable_by_others(path):
+            return []
+        return [f"other users can read the Ray token: chmod 600 {path}"]
+
+    def gpus_per_worker(self) -> float:
+        """Return 1 when the cluster has GPUs, else 0."""
+        import ray
+
+        return 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+
+    def close(self) -> None:
+        """Disconnect; ends the cluster when it was started here."""
+        if self._surroundings is None:
+            return
+        import ray
+
+        with guarded():
+            ray.shutdown()
+        self._surroundings.restore()
+        self._surroundings = None
+        _adjust_ray(loopback_only=False, quiet=False)
+
+
+def _adjust_ray(*, loopback_only: bool, quiet: bool) -> None:
+    """Set what Ray has no public setting for; it reads the environment when it is imported.
+
+    Quiet: the deaths of workers are not printed on this process's stdout, where results go.
+    """
+    import ray
+
+    inherited = os.environ.get(LOOPBACK_ONLY, "1") in ("1", "true", "True")
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = inherited and not loopback_only
+    ray._private.worker._worker_logs_enabled = not quiet
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+class RayPool:
+    """Scores candidates on the workers of a Ray cluster."""
+
+    def __init__(
+        self,
+        factory: Callable[[str], CandidateScorer],
+        *,
+        workers: int,
+        address: str | None,
+        gpus_per_worker: float | None,
+        cpus_per_worker: float,
+        max_attempts: int,
+        timeout_seconds: float,
+        note: Callable[[str], None],
+    ) -> None:
+        """Connect and start the workers; returns before they are ready.
+
+        Args:
+            factory: Builds the worker of a name, in its own process; picklable by reference
+                (a module's function, or a `functools.partial` of one).
+            workers: How many. On a running cluster more than it has room for now is fine:
+                the others start when nodes join.
+            address: None starts a private cluster on this machine; "auto" or HOST:PORT joins.
+            gpus_per_worker: None: 1 where the cluster has GPUs, else 0.
+            cpus_per_worker: CPUs each reserves.
+            max_attempts: How often a candidate is tried.
+            timeout_seconds: Deadline of one attempt, from the moment a worker gets it.
+            note: Writes a line to events.log.
+
+        Raises:
+            ExecutorError: The cluster cannot be used, or the factory cannot be sent.
+        """
+        try:
+            self._factory = pickle.dumps(factory)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ExecutorError(f"the worker factory cannot be sent to workers: {error}") from None
+        self._timeout_seconds = timeout_seconds
+        self._note = note
+        self._assignments = Assignments(max_attempts=max_attempts, timeout_seconds=timeout_seconds)
+        self._cluster = Cluster(address, max(1, math.ceil(workers * cpus_per_worker)))
+        gpus = self._cluster.gpus_per_worker() if gpus_per_worker is None else gpus_per_worker
+        self._environment = worker_environment(gpus)
+        self._reservation = {"num_cpus": cpus_per_worker, "num_gpus": gpus}
+        for text in self._cluster.warnings():
+            note(text)
+        self._seats = [Seat(number) for number in range(workers)]
+        self._idle: deque[Seat] = deque()
+        self._pending: dict[Any, Seat] = {}  # object ref -> seat that will fill it
+        self._by_name: dict[str, Seat] = {}
+        self._was_ready = False
+        self._is_closed = False
+        try:
+            self._start_workers()
+        except ValueError as error:  # such as 1.5 GPUs
+            self.close()
+            raise ExecutorError(f"Ray refuses a worker with {self._reservation}: {error}") from None
+
+    # ------------------------------------------------------------------- port
+
+    def submit(self, candidate: Candidate) -> None:
+        """Queue one candidate; returns at once."""
+        if self._assignments.submit(candidate):
+            self._dispatch()
+        else:
+            self._note(f"candidate {candidate.id}: submitted while under way; ignored")
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Return what finished; blocks until something did or `timeout` seconds passed.
+
+        Raises:
+            ExecutorError: No worker can be built; the message is the factory's.
+        """
+        outcomes: list[Outcome] = []
+        until = time.monotonic() + timeout
+        while len(self._assignments):
+            self._start_workers()
+            self._dispatch()
+            for ref in self._finished_calls(until):
+                outcomes += self._settle(ref)
+            # After the results: one that has arrived is not late, however long this process
+            # was away between two calls.
+            outcomes += self._end_overdue()
+            if outcomes or time.monotonic() >= until:
+                break
+        self._dispatch()  # the workers go on while the caller digests the results
+        return outcomes
+
+    def withdraw(self) -> list[int]:
+        """Take back every queued candidate; one that waits for another attempt is queued."""
+        return self._assignments.withdraw()
+
+    def close(self) -> None:
+        """End the worker processes, and the cluster when it was started here."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for seat in self._seats:
+            self._end(seat)
+        self._cluster.close()
+
+    # ------------------------------------------------------------------ calls
+
+    def _dispatch(self) -> None:
+        while self._idle and self._assignments.has_queued:
+            seat = self._idle.popleft()
+            if _is_known_dead(seat.actor):  # while it was idle: costs no candidate an attempt
+                self._note(f"worker {seat.name} died while idle")
+                self._end(seat)
+                self._start_workers()
+                continue
+            assignment = self._assignments.begin(seat.name)
+            self._pending[seat.actor.evaluate.remote(assignment.candidate)] = seat
+
+    def _finished_calls(self, until: float) -> list[Any]:
+        """Return the calls that have ended; waits for one until the next thing to look after."""
+        import ray
+
+        seats = [seat.not_before for seat in self._seats if seat.may_start]
+        pause = min(until, self._assignments.next_deadline(), *seats) - time.monotonic()
+        refs = list(self._pending)
+        if not refs:
+            time.sleep(max(0.0, pause))
+            return []
+        done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        if not done and pause > 0:
+            done, _ = ray.wait(refs, num_returns=1, timeout=pause)
+        return list(done)
+
+    def _settle(self, ref: Any) -> list[Outcome]:
+        import ray
+
+        seat = self._pending.pop(ref)
+        try:
+            reply: Reply = ray.get(ref, timeout=FETCH_SECONDS)
+        except ray.exceptions.RayTaskError as error:  # the call could not be unpickled there
+            reply = Reply(error="the call failed in Ray", detail=str(error))
+        except ray.exceptions.RayError as error:
+            # Mostly a death. Whatever else it was, the state of that process is unknown.
+            return self._worker_lost(seat, str(error))
+        if not seat.is_ready:
+            self._built(seat, reply)
+            return []
+        self._idle.append(seat)
+        if reply.error is not None:
+            return self._attempt_lost(seat, reply.error, reply.detail)
+        assignment = self._assignments.finish(seat.name)
+        if assignment is None:
+            self._note(f"worker {seat.name}: a second result was dropped")
+            return []
+        return [outcome_of(reply, assignment, seat.name)]
+
+    def _attempt_lost(self, seat: Seat, reason: str, detail: str) -> list[Outcome]:
+        assignment = self._assignments.running(seat.name)
+        if assignment is not None:
+            self._note(
+                f"candidate {assignment.candidate.id}: attempt {assignment.attempt} lost on "
+                f"{seat.name}: {reason}"
+            )
+        outcome = self._assignments.lose(seat.name, reason, detail)
+        return [] if outcome is None else [outcome]
+
+    def _end_overdue(self) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for name in self._assignments.overdue():
+            seat = self._by_name[name]
+            reason = f"deadline of {self._timeout_seconds:g} s passed"
+            outcomes += self._attempt_lost(seat, reason, "")
+            self._end(seat)  # a call that runs cannot be interrupted any other way
+        return outcomes
+
+    # ---------------------------------------------------------------- workers
+
+    def _start_workers(self) -> None:
+        import ray
+
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.may_start and now >= seat.not_before:
+                seat.starts += 1
+                seat.since = now
+                once = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
+                actor_class = ray.remote(ScorerActor).options(**once, **self._reservation)
+                seat.actor = actor_class.remote(self._environment)
+                self._by_name[seat.name] = seat
+                self._pending[seat.actor.build.remote(self._factory, seat.name, sys.path)] = seat
+            elif seat.actor is not None and not seat.is_ready and seat.since < now - SLOW_SECONDS:
+                seat.since = math.inf  # say it once
+                self._note(
+                    f"worker {seat.name}: not ready after {SLOW_SECONDS:g} s; it waits for free "
+                    "CPUs or GPUs, or is still loading"
+                )
+
+    def _built(self, seat: Seat, reply: Reply) -> None:
+        if reply.error is not None:
+            self._build_failed(seat, reply.error, reply.detail)
+            return
+        if self._cluster.needs_token and reply.value != "token":
+            raise ExecutorError(OPEN_CLUSTER.format(where="the node of a worker"))
+        seat.failed_builds = 0
+        seat.is_ready = self._was_ready = True
+        self._idle.append(seat)
+
+    def _worker_lost(self, seat: Seat, detail: str) -> list[Outcome]:
+        if not seat.is_ready:
+            self._build_failed(seat, None, detail)
+            return []
+        outcomes = self._attempt_lost(seat, "worker died", detail)
+        self._end(seat)
+        return outcomes
+
+    def _build_failed(self, seat: Seat, error: str | None, detail: str) -> None:
+        self._note(f"worker {seat.name}: not built: {error or 'it died'}\n{detail}".rstrip())
+        self._end(seat)
+        seat.failed_builds += 1
+        seat.has_refused |= error is not None
+        seat.not_before = time.monotonic() + 2.0 ** (seat.failed_builds - 1)
+        # A factory that raised everywhere and never worked will go on raising. A death may be
+        # the node's, and the next process may start on another one.
+        hopeless = not self._was_ready and all(seat.has_refused for seat in self._seats)
+        if hopeless or not any(s.actor or s.may_start for s in self._seats):
+            last = error or "the process died; see events.log"
+            raise ExecutorError(f"no worker could be built: {last}")
+
+    def _end(self, seat: Seat) -> None:
+        """End a seat's process; the answer to its call, if any, will not be looked at."""
+        import ray
+
+        if seat.actor is None:
+            return
+        self._pending = {ref: owner for ref, owner in self._pending.items() if owner is not seat}
+        self._by_name.pop(seat.name, None)
+        if seat in self._idle:
+            self._idle.remove(seat)
+        try:
+            ray.kill(seat.actor)
+        except (ray.exceptions.RayError, RuntimeError, ValueError) as error:
+            self._note(f"worker {seat.name}: could not be ended: {error}")
+        seat.actor = None
+        seat.is_ready = False
+
+
+def _is_known_dead(actor: Any) -> bool:
+    """Return whether this process has heard of an actor's death; asks nobody."""
+    try:
+        from ray.core.generated.gcs_pb2 import ActorTableData
+
+        return bool(actor._get_local_state() == ActorTableData.ActorState.DEAD)
+    except (ImportError, AttributeError):  # not a public interface of Ray
+        return False

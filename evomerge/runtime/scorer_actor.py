@@ -1,0 +1,93 @@
+"""What runs in a worker process of a cluster, and what it answers. Does not import Ray.
+
+Light on purpose: nothing here imports torch before the environment of the worker is set.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.errors import EvomergeError
+from evomerge.runtime.assignments import Assignment
+from evomerge.runtime.cluster_environment import AUTH_MODE
+from evomerge.search.ports import Outcome
+
+if TYPE_CHECKING:
+    from evomerge.runtime.worker import CandidateScorer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an actor answers; exceptions travel as text, so that they can always be unpickled.
+
+    Attributes:
+        value: What the call returned; None when it failed.
+        error: One line that says why it failed.
+        detail: Traceback of the failure.
+    """
+
+    value: Any = None
+    error: str | None = None
+    detail: str = ""
+
+
+class ScorerActor:
+    """The process of one worker. Plain: `RayPool` turns it into a Ray actor."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        """Set environment variables before anything imports torch."""
+        os.environ.update(environment)
+        self._scorer: CandidateScorer | None = None
+
+    def build(self, factory: bytes, name: str, path: list[str]) -> Reply:
+        """Build the worker; the value is this node's authentication mode.
+
+        Args:
+            factory: Pickled factory; unpickled here so that its imports can fail politely.
+            name: Of the worker.
+            path: The driver's `sys.path`; what is missing here is appended.
+        """
+        sys.path.extend(entry for entry in path if entry not in sys.path)
+        try:
+            self._scorer = pickle.loads(factory)(name)
+        except Exception as error:
+            return _failure(error)
+        return Reply(os.environ.get(AUTH_MODE, ""))
+
+    def evaluate(self, candidate: Candidate) -> Reply:
+        """Score one candidate; the value is what the outcome holds beside the candidate."""
+        assert self._scorer is not None
+        try:
+            # Built anew: unpickled arrays have lost their read-only flag.
+            candidate = replace(candidate, recipe=replace(candidate.recipe))
+            outcome = self._scorer.evaluate(candidate)
+        except Exception as error:
+            return _failure(error)
+        done = outcome.evaluation
+        # Plain arrays: a scorer may return views, mappings or subclasses of anything.
+        scores = {str(task): np.array(v, np.float32) for task, v in done.scores.items()}
+        return Reply((scores, done.error, done.weights_digest, outcome.seconds, outcome.detail))
+
+
+def _failure(error: Exception) -> Reply:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(error, EvomergeError):
+        first = f"{type(error).__name__}: {first}"
+    return Reply(error=first, detail=traceback.format_exc())
+
+
+def outcome_of(reply: Reply, assignment: Assignment, worker: str) -> Outcome:
+    """Return the outcome a successful reply stands for, about the driver's own candidate."""
+    scores, error, weights_digest, seconds, detail = reply.value
+    # Copies: large answers lie in Ray's object store for as long as an array shows them.
+    scores = {task: np.array(values) for task, values in scores.items()}
+    evaluation = Evaluation(assignment.candidate, scores, error, weights_digest)
+    return Outcome(evaluation, seconds, worker, assignment.attempt, detail)

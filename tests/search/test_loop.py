@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.algorithms.nevergrad_adapter import CmaEs
+from evomerge.algorithms.optuna_adapter import Nsga2
+from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.recipe import Recipe
+from evomerge.errors import ReplayError
+from evomerge.search.ports import Outcome
+
+from .fakes import SPACE, Killed, MemoryLog, ShuffledExecutor, make_loop, replayable, score
+
+ALGORITHMS = {"random": lambda: None, "cma_es": CmaEs, "nsga2": lambda: Nsga2(population_size=8)}
+
+
+def run(seed=0, *, slots=4, make=lambda: None, **options):
+    log = MemoryLog()
+    loop = make_loop(log, algorithm=make(), **options)
+    reason = loop.run(ShuffledExecutor(seed, slots))
+    return log, loop, reason
+
+
+@pytest.mark.parametrize("make", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_ordered_journal_does_not_depend_on_timing_or_workers(make):
+    journals = [
+        run(seed, slots=slots, make=make)[0].events for seed, slots in [(0, 1), (1, 4), (2, 9)]
+    ]
+    assert journals[0] == journals[1] == journals[2]
+
+
+def test_completed_order_tells_as_results_arrive():
+    log, loop, reason = run(1, tell_order="completed")
+    told = [event["id"] for event in log.events if event["kind"] == "told"]
+    assert reason == "budget"
+    assert told != sorted(told)
+    assert sorted(told) == list(range(60))
+
+
+def test_every_told_event_comes_after_its_asked_event_and_before_later_asks():
+    log, _, _ = run(look_ahead=5)
+    seen, in_flight = set(), 0
+    for event in log.events:
+        if event["kind"] == "asked":
+            seen.add(event["id"])
+            in_flight += 1
+            assert in_flight <= 5
+        else:
+            assert event["id"] in seen
+            in_flight -= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kill_after=st.lists(st.integers(1, 15), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+    name=st.sampled_from(sorted(ALGORITHMS)),
+)
+def test_killed_and_resumed_run_ends_with_the_same_journal(kill_after, seed, name):
+    make = ALGORITHMS[name]
+    whole = run(seed, make=make, evaluations=40)[0]
+    log = MemoryLog()
+    scored: list[int] = []
+    for stop_after in [*kill_after, None]:
+        loop = make_loop(log, algorithm=make(), evaluations=40)
+        loop.replay(replayable(log))
+        executor = ShuffledExecutor(seed, stop_after=stop_after)
+        try:
+            loop.run(executor)
+        except Killed:
+            pass
+        scored += executor.scored
+    assert log.events == whole.events
+    assert len(scored) == 40, "parked results must not be scored again"
+    assert not log.park_box
+
+
+def test_journal_cut_at_any_event_resumes_to_the_same_end():
+    whole = run(evaluations=20, make=CmaEs)[0]
+    for cut in range(len(whole.events)):
+        log = MemoryLog()
+        log.events = whole.events[:cut]
+        log.rows = whole.rows[: sum(e["kind"] == "told" for e in log.events)]
+        loop = make_loop(log, algorithm=CmaEs(), evaluations=20)
+        loop.replay(replayable(log))
+        loop.run(ShuffledExecutor(cut))
+        assert log.events == whole.events
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 23])
+def test_a_drained_run_resumes_to_the_same_journal(stop_at):
+    whole = run(make=CmaEs)[0]
+    log = MemoryLog()
+    loop = make_loop(log, algorithm=CmaEs())
+    loop.on_change = lambda it: setattr(it, "stop_requested", it.n_told >= stop_at)
+    assert loop.run(ShuffledExecutor(5)) == "interrupted"
+    assert loop.n_told >= stop_at
+    again = make_loop(log, algorithm=CmaEs())
+    again.replay(replayable(log))
+    assert again.run(ShuffledExecutor(6)) == "budget"
+    assert log.events == whole.events
+
+
+def test_replay_refuses_another_seed():
+    log = run()[0]
+    with pytest.raises(ReplayError, match="ask #0 now yields recipe"):
+        make_loop(seed=4).replay(replayable(log))
+
+
+def test_failed_candidates_are_journalled_counted_and_kept_off_the_front():
+    def flaky(candidate):
+        return Evaluation(candidate, error="no luck") if candidate.id % 3 == 0 else score(candidate)
+
+    log = MemoryLog()
+    loop = make_loop(log, evaluations=30, algorithm=Nsga2(population_size=6))
+    loop.run(ShuffledExecutor(0, scorer=flaky))
+    assert loop.population.failures == 10
+    assert all(member["candidate"] % 3 for member in log.front)
+    assert sum("error" in event for event in log.events) == 10
+
+
+def test_a_second_result_for_a_candidate_is_dropped():
+    class Twice(ShuffledExecutor):
+        def wait(self, timeout):
+            done = super().wait(timeout)
+            return done + [Outcome(o.evaluation, 0.0, "twin") for o in done]
+
+    log = MemoryLog()
+    make_loop(log).run(Twice(0))
+    assert log.events == run()[0].events
+    assert any("second result was dropped" in note for note in log.notes)
+
+
+def test_founders_come_first_and_freeze_the_reference_point():
+    raw = Recipe(
+        "linear", SPACE.sources, {"weights": np.eye(3)[[1]]}, settings={"normalize": False}
+    )
+    own = SPACE.decode(np.array([0.2, 0.4]))
+    from dataclasses import replace
+
+    space = replace(
+        SPACE, founders=(Proposal(own, (), "founder: own"), Proposal(raw, (), "founder: x"))
+    )
+
+    def by_shape(candidate):
+        if candidate.recipe.operator == "linear":
+            return Evaluation(
+                candidate, {"a": np.ones(10, np.float32), "b": np.zeros(6, np.float32)}
+            )
+        return score(candidate)
+
+    log = MemoryLog()
+    loop = make_loop(log, space=space, evaluations=10)
+    loop.run(ShuffledExecutor(0, scorer=by_shape))
+    assert [e["origin"] for e in log.events if e["kind"] == "asked"][:2] == [
+        "founder: own",
+        "founder: x",
+    ]
+    assert loop.front.reference is not None
+    told = [e["objectives"] for e in log.events if e["kind"] == "told"][:2]
+    low, high = np.min(told, axis=0), np.max(told, axis=0)
+    assert np.allclose(loop.front.reference, low - 0.1 * (high - low))
+
+
+def test_a_time_limit_drains():
+    log = MemoryLog()
+    loop = make_loop(log)
+    object.__setattr__(loop.plan, "seconds", 0.0)
+    assert loop.run(ShuffledExecutor(0)) == "seconds"
