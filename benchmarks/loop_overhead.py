@@ -122,7 +122,7 @@ def on_ray(candidates: int, n_examples: int) -> dict[str, object]:
             cpus_per_worker=1.0,
             max_attempts=3,
             timeout_seconds=60.0,
-            note=lambda text: None,
+            note=lambda _: None,
         )
         stamps: list[float] = []
         loop.on_change = lambda _: stamps.append(time.perf_counter())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -105,6 +105,8 @@ class M2N2:
         max_segments: Largest number of segments of a recipe. Beyond it a child's faintest
             breaks are joined; the recipe still says exactly what was scored.
     """
+
+    needs_span: ClassVar[bool] = True  # the composition root then computes `space.span`
 
     population_size: int = 20
     alpha: float = 1.0

@@ -30,7 +30,7 @@ class Progress:
         self._last = 0.0
 
     def __enter__(self) -> Progress:
-        self._loop.on_change = lambda loop: self._maybe_report()
+        self._loop.on_change = lambda _: self._maybe_report()
         if not self._as_json and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live

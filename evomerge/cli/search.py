@@ -116,7 +116,7 @@ def closing_line(summary: dict[str, object]) -> str:
 def stop_signals(loop: SearchLoop) -> Iterator[None]:
     """Make the first Ctrl-C (or SIGTERM) drain the search, a second one stop it at once."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         if loop.stop_requested:
             raise KeyboardInterrupt
         loop.stop_requested = True

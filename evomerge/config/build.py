@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -187,7 +187,7 @@ def build_header(
     config: RunConfig, models: OpenModels, tasks: Tasks, warm_digest: str
 ) -> dict[str, Any]:
     """Return the journal's header: all that a replay depends on."""
-    versions = {"evomerge": evomerge.__version__, "python": "%d.%d" % sys.version_info[:2]}
+    versions = {"evomerge": evomerge.__version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in REPLAY_PACKAGES}
     header: dict[str, Any] = {
         "kind": "header",

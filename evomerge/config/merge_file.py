@@ -31,12 +31,12 @@ def merge_file(file: Path, out: Path) -> ExportResult:
         PreflightError: The models are missing or do not fit.
     """
     if file.suffix == ".json":
-        recipe, models, dtype, donor = _read_recipe(file)
+        recipe, models, dtype = _read_recipe(file)
     else:
         plan = read_mergekit(file)
         base, others = resolve_model_configs(plan.base_model, list(plan.models), file.parent)
         models = open_sources(base, others)
-        recipe, dtype, donor = plan.recipe(models.space), plan.dtype, models.space.sources[0]
+        recipe, dtype = plan.recipe(models.space), plan.dtype
     build_operators(recipe, models.space)
     card = CardFacts(title=out.name, parents=parents_of(models.record))
     return export_candidate(
@@ -51,7 +51,7 @@ def merge_file(file: Path, out: Path) -> ExportResult:
     )
 
 
-def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None, str]:
+def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
     body = _read_json(file)
     try:
         items = body["sources"]
@@ -82,7 +82,7 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None, str]:
                 f"{record['model']}: is not the model this recipe was made with (digest "
                 f"{record['digest']}, expected {digests[str(record['id'])]})"
             )
-    return recipe, models, body.get("dtype"), donor
+    return recipe, models, body.get("dtype")
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:

@@ -187,7 +187,7 @@ def _entry(
 ) -> tuple[TensorSpec, Action, str]:
     spec = views[0][name]
     digests = {
-        header.digests[header.tied[name] if name in header.tied else name] for header in headers
+        header.digests[header.tied.get(name, name)] for header in headers
     }
     dtypes = {view[name].dtype for view in views}
     if len(digests) == 1 and len(dtypes) == 1:

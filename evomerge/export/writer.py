@@ -292,7 +292,6 @@ def _write_papers(
             ],
             "has_base": space.has_base,
             "donor": space.sources[0],
-            "has_base": space.has_base,
             "dtype": dtype,
             "weights_digest": weights.digest,
         },

@@ -118,6 +118,23 @@ class Cluster:
 
         return 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
 
+    def require_alive(self) -> None:
+        """Raise when a cluster started here has lost its main processes; asks only the OS.
+
+        Workers go on for a while then, but none can be started, and Ray ends this process
+        without an exception a minute after its control store has died.
+        """
+        if self._surroundings is None or not self.is_local:
+            return
+        import ray
+
+        for kind, process in ray._private.worker._global_node.dead_processes():
+            if kind in ("raylet", "gcs_server"):
+                raise ExecutorError(
+                    f"the private Ray cluster broke down: its {kind} ended with code "
+                    f"{process.returncode}. Nothing that was told is lost; resume the run"
+                )
+
     def close(self) -> None:
         """Disconnect; ends the cluster when it was started here."""
         if self._surroundings is None:
@@ -215,8 +232,10 @@ class RayPool:
         """Return what finished; blocks until something did or `timeout` seconds passed.
 
         Raises:
-            ExecutorError: No worker can be built; the message is the factory's.
+            ExecutorError: No worker can be built (the message is the factory's), or a cluster
+                started here broke down.
         """
+        self._cluster.require_alive()
         outcomes: list[Outcome] = []
         until = time.monotonic() + timeout
         while len(self._assignments):

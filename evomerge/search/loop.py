@@ -82,7 +82,7 @@ class SearchLoop:
         self._ready: dict[int, Evaluation] = {}  # finished, not yet told
         self._parked: set[int] = set()  # of those, kept on disk
         self._digests: dict[int, str] = {}
-        self.on_change = on_change or (lambda loop: None)
+        self.on_change = on_change or (lambda _: None)
         algorithm.start(space, objectives, generator(plan.seed, "algorithm"))
 
     # ----------------------------------------------------------------- replay

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +33,7 @@ def test_ordered_journal_does_not_depend_on_timing_or_workers(make):
 
 
 def test_completed_order_tells_as_results_arrive():
-    log, loop, reason = run(1, tell_order="completed")
+    log, _, reason = run(1, tell_order="completed")
     told = [event["id"] for event in log.events if event["kind"] == "told"]
     assert reason == "budget"
     assert told != sorted(told)
@@ -66,10 +68,8 @@ def test_killed_and_resumed_run_ends_with_the_same_journal(kill_after, seed, nam
         loop = make_loop(log, algorithm=make(), evaluations=40)
         loop.replay(replayable(log))
         executor = ShuffledExecutor(seed, stop_after=stop_after)
-        try:
+        with contextlib.suppress(Killed):
             loop.run(executor)
-        except Killed:
-            pass
         scored += executor.scored
     assert log.events == whole.events
     assert len(scored) == 40, "parked results must not be scored again"

@@ -1,0 +1,159 @@
+"""kill -9 at random moments: nothing finished is lost, and the journal ends as if undisturbed."""
+
+import os
+import random
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.e2e.tiny_run import evomerge, journal, start
+
+KILLS = 30
+
+
+def _config(tiny_models, path, evaluations, pause):
+    """Two tasks whose scoring is counted, M2N2 so that every result shapes what follows."""
+    marks = path.parent / "marks"
+    marks.mkdir()
+    slow = tiny_models.task("up", 0.1, pause=pause)
+    counted = tiny_models.task("down", -0.1)
+    counted["evaluator"] |= {
+        "function": "tiny_scorer:marked",
+        "arguments": {"n": 12, "folder": str(marks)},
+    }
+    tiny_models.write(
+        path,
+        merge={"name": "linear", "normalize": False},
+        algorithm={"name": "m2n2", "population_size": 6},
+        tasks=[slow, counted],
+        budget={"evaluations": evaluations},
+        search={"look_ahead": 6},
+    )
+    return marks
+
+
+def _check(run, whole, evaluations):
+    told = [event["id"] for event in journal(run) if event["kind"] == "told"]
+    assert sorted(told) == list(range(evaluations)), "each candidate is told exactly once"
+    for name in ("journal.jsonl", "scores.f32", "front.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list((run / "arrived").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_thirty_random_kills_of_the_driver_in_process(tiny_models, tmp_path):
+    evaluations = 150
+    (tmp_path / "a").mkdir()
+    _config(tiny_models, tmp_path / "a" / "c.yaml", evaluations, 0.0)
+    whole = tmp_path / "whole"
+    assert evomerge("search", tmp_path / "a" / "c.yaml", "--run", whole).returncode == 0
+
+    (tmp_path / "b").mkdir()
+    marks = _config(tiny_models, tmp_path / "b" / "c.yaml", evaluations, 0.0)
+    # The same config but for where the marks go: their arguments are part of the header.
+    (tmp_path / "b" / "c.yaml").write_text((tmp_path / "a" / "c.yaml").read_text())
+    marks = tmp_path / "a" / "marks"
+    before = len(list(marks.iterdir()))
+    rng = random.Random(0)
+    run, kills, landed = tmp_path / "run", 0, 0
+    while kills < KILLS:
+        process = start("search", tmp_path / "b" / "c.yaml", "--run", run, log=tmp_path / "log")
+        told = _told(run)
+        # Half the kills land while the search runs, half anywhere from start-up on.
+        if rng.random() < 0.5:
+            _wait(lambda: process.poll() is not None or _told(run) > told + rng.randint(0, 4))
+        else:
+            time.sleep(rng.uniform(0.0, 4.0))
+        if process.poll() is None:
+            kills += 1
+            landed += _told(run) > told
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            assert process.returncode == 0, (tmp_path / "log").read_text()[-2000:]
+            break
+    assert kills == KILLS, "the search must outlive the kills; raise `evaluations`"
+    assert landed >= 5
+    assert evomerge("resume", run).returncode == 0
+    _check(run, whole, evaluations)
+    extra = len(list(marks.iterdir())) - before - evaluations
+    assert extra <= KILLS, f"{extra} evaluations were repeated after {KILLS} kills of one worker"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(1200)
+def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
+    evaluations = 60
+    (tmp_path / "a").mkdir()
+    marks = _config(tiny_models, tmp_path / "a" / "c.yaml", evaluations, 0.15)
+    whole = tmp_path / "whole"
+    assert evomerge("search", tmp_path / "a" / "c.yaml", "--run", whole).returncode == 0
+    before = len(list(marks.iterdir()))
+
+    rng = random.Random(1)
+    run, driver_kills, actor_kills = tmp_path / "run", 0, 0
+    while driver_kills < 4 or actor_kills < 8:
+        process = start(
+            *("search", tmp_path / "a" / "c.yaml", "--run", run),
+            *("--executor", "ray", "--workers", "2"),
+            log=tmp_path / "log",
+        )
+        told = _told(run)
+        _wait(lambda: process.poll() is not None or _told(run) > told, 120)
+        for _ in range(2):
+            actors = _actors(process)
+            if actors and process.poll() is None:
+                rng.choice(actors).kill()
+                actor_kills += 1
+            time.sleep(rng.uniform(0.2, 1.5))
+        if process.poll() is None and driver_kills < 4:
+            driver_kills += 1
+            _kill_tree(process)
+        else:
+            assert process.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
+            break
+    assert driver_kills == 4
+    assert actor_kills >= 5
+    assert evomerge("resume", run, "--executor", "ray", "--workers", "2", timeout=240).returncode == 0
+    _check(run, whole, evaluations)
+    extra = len(list(marks.iterdir())) - before - evaluations
+    assert extra <= 12 * driver_kills + actor_kills * 2
+
+
+def _told(run):
+    """Count results without reading the journal as JSON: its last line may be torn just now."""
+    path = run / "journal.jsonl"
+    return path.read_bytes().count(b'"kind":"told"') if path.exists() else 0
+
+
+def _wait(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def _actors(process):
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "ray::" in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill_tree(process):
+    """kill -9 the driver alone, then whatever of its local cluster outlives it."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    time.sleep(0.2)
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(children, timeout=20)
