@@ -58,6 +58,10 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
         SourceError: A model cannot be found.
     """
     _, algorithm = construct(search_algorithms, config.algorithm, "algorithm", base_dir)
+    if "budget_hint" in algorithm and algorithm["budget_hint"] is None:
+        # Optimisers that plan ahead get the budget the run began with; a longer one on resume
+        # does not change what was planned.
+        algorithm["budget_hint"] = config.budget.evaluations
     tasks = []
     for index, task in enumerate(config.tasks):
         where = f"tasks.{index}.evaluator"

@@ -229,10 +229,7 @@ def open_or_create(
     if warm_start is not None:
         raise RunError(f"{folder.path}: exists; --warm-start begins a new run, give a new --run")
     stored = read_run_config(folder)
-    wanted = resolve_config(config, base_dir)
-    if config.search.look_ahead is None:  # resolved from the workers when the run was created
-        kept = wanted.search.model_copy(update={"look_ahead": stored.search.look_ahead})
-        wanted = wanted.model_copy(update={"search": kept})
+    wanted = _as_created(resolve_config(config, base_dir), config, stored)
     models = open_models(wanted, known=read_sources(folder))
     _, merge = build_search_space(wanted, models, None)
     wanted = wanted.model_copy(update={"merge": merge})
@@ -243,6 +240,18 @@ def open_or_create(
             "`runtime` may change; give a new --run folder for a new search."
         )
     return wanted, True
+
+
+def _as_created(wanted: RunConfig, given: RunConfig, stored: RunConfig) -> RunConfig:
+    """Keep what was derived from budget and workers when the run was created."""
+    if given.search.look_ahead is None:
+        kept = wanted.search.model_copy(update={"look_ahead": stored.search.look_ahead})
+        wanted = wanted.model_copy(update={"search": kept})
+    hint = "budget_hint"
+    if hint in stored.algorithm and given.algorithm.get(hint) is None:
+        algorithm = {**wanted.algorithm, hint: stored.algorithm[hint]}
+        wanted = wanted.model_copy(update={"algorithm": algorithm})
+    return wanted
 
 
 def with_runtime(config: RunConfig, **changes: Any) -> RunConfig:
