@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.live import Live
 
     from evomerge.search.loop import SearchLoop
@@ -78,9 +79,7 @@ class Progress:
         if self._as_json:
             print(json.dumps(facts), file=sys.stderr, flush=True)
         elif self._live is not None:
-            from rich.text import Text
-
-            self._live.update(Text(describe(facts)), refresh=True)
+            self._live.update(live_view(facts), refresh=True)
         else:
             print(describe(facts), file=sys.stderr, flush=True)
 
@@ -99,3 +98,25 @@ def describe(facts: dict[str, Any]) -> str:
         f"ETA {facts['eta_s']:.0f} s" if facts["eta_s"] is not None else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def live_view(facts: dict[str, Any]) -> RenderableType:
+    """Return the live view of a terminal: a bar and a table of the same facts."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    head = Table.grid(padding=(0, 2))
+    eta = f"ETA {facts['eta_s']:.0f} s" if facts["eta_s"] is not None else ""
+    rate = f"{facts['evaluations_per_s']:.1f}/s" if facts["evaluations_per_s"] else ""
+    bar = ProgressBar(total=facts["budget"], completed=facts["done"], width=40)
+    head.add_row(f"[bold]{facts['run']}", bar, f"{facts['done']}/{facts['budget']}", rate, eta)
+    body = Table.grid(padding=(0, 2))
+    for name, value in facts["best"].items():
+        body.add_row(f"best {name}", f"[bold]{value:.4f}")
+    volume = facts["hypervolume"]
+    body.add_row("front", f"{facts['front']} candidates")
+    body.add_row("hypervolume", "–" if volume is None else f"{volume:.4f}")
+    body.add_row("in flight", str(facts["running"]))
+    body.add_row("failed", str(facts["failed"]), style="red" if facts["failed"] else "")
+    return Group(head, body)
