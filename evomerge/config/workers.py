@@ -19,6 +19,7 @@ from evomerge.errors import ConfigError, RunError
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import Derived
+from evomerge.merging.materialize import DTYPES
 from evomerge.runtime.placement import pick_device, use_threads
 from evomerge.runtime.worker import MergeInputs, Worker
 from evomerge.storage.run_store import RunFolder
@@ -110,6 +111,8 @@ def worker_of(
                 models.donor,
                 auto_class=evaluator.auto_class,
                 device=where,
+                # That of the files, as in the export: a config.json may say another one.
+                dtype=DTYPES[models.space.float_dtype],
                 trust_remote_code=models.trust_remote_code,
                 name=models.space.sources[0],
                 untied=models.space.untied,

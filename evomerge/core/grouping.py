@@ -48,7 +48,7 @@ def assign_groups(grouping: str, names: Sequence[str]) -> tuple[tuple[str, ...],
         if grouping == "module":
             return where.label
         if where.layer is None:
-            return "head" if where.kind in ("head", "norm") else "embed"
+            return "head" if where.section == "tail" else "embed"
         if found:
             n_blocks = min(int(found.group(1)), n_layers)
             return f"block.{where.layer * n_blocks // n_layers}"

@@ -97,6 +97,15 @@ class ModelSpace:
         """Number of merged elements."""
         return sum(tensor.spec.n_elements for tensor in self.merged)
 
+    @property
+    def float_dtype(self) -> str:
+        """The float dtype that most elements of the merged model have ("BF16")."""
+        counts = dict.fromkeys(FLOAT_DTYPES, 0)
+        for tensor in self.tensors:
+            if tensor.spec.dtype in counts:
+                counts[tensor.spec.dtype] += tensor.spec.n_elements
+        return max(counts, key=lambda dtype: counts[dtype])
+
 
 def align(headers: Sequence[SourceHeader], *, has_base: bool) -> ModelSpace:
     """Line up the tensors of all sources; the first header is the donor of names and dtypes.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
@@ -48,12 +49,25 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 
+# "embeddings.LayerNorm" of BERT is a norm, but not the final one.
+_STEM = re.compile(r"(?i)(?:^|[._])\w*embed\w*[._]")
+
+Section = Literal["stem", "blocks", "tail"]
+
+
 @dataclass(frozen=True)
 class TensorPlace:
-    """Layer index (None outside the blocks) and kind of a tensor."""
+    """Layer index (None outside the blocks), kind and section of a tensor.
+
+    Attributes:
+        layer: Index of its block.
+        kind: What it does: "embed", "attn.q", "norm", …
+        section: "stem" before the blocks, "blocks", or "tail": final norm and head.
+    """
 
     layer: int | None
     kind: str
+    section: Section
 
     @property
     def label(self) -> str:
@@ -71,8 +85,15 @@ def place(name: str) -> TensorPlace:
         if layer is not None and kind in ("head", "embed"):
             continue
         if pattern.search(inside):
-            return TensorPlace(layer, kind)
-    return TensorPlace(layer, "other")
+            return TensorPlace(layer, kind, _section(layer, kind, inside))
+    return TensorPlace(layer, "other", _section(layer, "other", inside))
+
+
+def _section(layer: int | None, kind: str, inside: str) -> Section:
+    if layer is not None:
+        return "blocks"
+    is_tail = kind == "head" or (kind == "norm" and not _STEM.search(inside))
+    return "tail" if is_tail else "stem"
 
 
 def order_key(name: str) -> tuple[int, int, str]:
@@ -80,4 +101,4 @@ def order_key(name: str) -> tuple[int, int, str]:
     where = place(name)
     if where.layer is not None:
         return (1, where.layer, name)
-    return (2 if where.kind in ("head", "norm") else 0, 0, name)
+    return (2 if where.section == "tail" else 0, 0, name)

@@ -19,6 +19,7 @@ from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, PreflightError, RunError, nearest
 from evomerge.export.card import CardFacts, render_card
 from evomerge.merging.derived import Derived
+from evomerge.merging.materialize import DTYPES as TENSOR_DTYPES
 from evomerge.merging.materialize import materialize
 from evomerge.merging.mergekit_rules import write_mergekit
 from evomerge.merging.source import TensorSource
@@ -163,7 +164,7 @@ def verify_digest(folder: Path) -> str:
 @dataclass(frozen=True)
 class _Weights:
     digest: str
-    dtype: str | None  # torch name of the dtype most elements have
+    dtype: str  # torch name of the dtype most elements have
 
 
 def _write_weights(
@@ -177,17 +178,15 @@ def _write_weights(
     max_shard_bytes: int,
 ) -> _Weights:
     digest = WeightsDigest()
-    counts: dict[torch.dtype, int] = {}
     wanted = None if dtype is None else DTYPES[dtype]
     stream = materialize(recipe, space, sources, derived, device=device, out_dtype=wanted)
     with ShardedWriter(folder, max_shard_bytes=max_shard_bytes) as writer:
         for name, tensor in stream:
             digest.add(name, tensor)
             writer.add(name, tensor)
-            if tensor.is_floating_point():
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    most = max(counts, key=lambda kind: counts[kind], default=None)
-    return _Weights(digest.hexdigest(), None if most is None else str(most).removeprefix("torch."))
+    # The dtype the model was scored in, too.
+    most = TENSOR_DTYPES[space.float_dtype] if wanted is None else wanted
+    return _Weights(digest.hexdigest(), str(most).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def _read_donor(donor: Path, *, untied: bool) -> _DonorFiles:
     return _DonorFiles(config, rewritten, copied, notes)
 
 
-def _write_donor(files: _DonorFiles, folder: Path, dtype: str | None) -> None:
+def _write_donor(files: _DonorFiles, folder: Path, dtype: str) -> None:
     if files.config is not None:
         _set_dtype(files.config, dtype)
         _write_json(folder / CONFIG_FILE, files.config)
@@ -243,10 +242,8 @@ def _drop_code(body: dict[str, Any]) -> bool:
     return bool(found)
 
 
-def _set_dtype(config: dict[str, Any], dtype: str | None) -> None:
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
     """Write the dtype where transformers looks for it: the model and its parts."""
-    if dtype is None:
-        return
     for part in config.values():
         if isinstance(part, dict) and any(key in part for key in _DTYPE_KEYS):
             part.pop("torch_dtype", None)

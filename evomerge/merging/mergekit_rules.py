@@ -75,7 +75,7 @@ def depth_of(name: str, n_layers: int) -> float:
     where = place(name)
     if where.layer is not None:
         return where.layer / (n_layers - 1) if n_layers > 1 else 1.0
-    return 1.0 if where.kind in ("head", "norm") else 0.0
+    return 1.0 if where.section == "tail" else 0.0
 
 
 def count_layers(space: ModelSpace) -> int:

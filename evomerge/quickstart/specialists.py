@@ -214,15 +214,26 @@ def new_model(seed: int) -> Any:
         return ViTForImageClassification(config)
 
 
-def predict(model: Any, pixel_values: NDArray[np.float32], batch_size: int) -> IntArray:
+def load_exported(folder: Path) -> Any:
+    """Return the model of a Hugging Face folder, loaded as any user would."""
+    from transformers import AutoModelForImageClassification
+
+    with _quiet_transformers():
+        return AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+
+
+def predict(model: Any, pixel_values: NDArray[np.float32]) -> IntArray:
     """Return the (N,) most likely classes of (N, 1, 8, 8) images."""
     model.eval()
-    with torch.inference_mode():
-        parts = [
-            model(pixel_values=torch.tensor(pixel_values[i : i + batch_size])).logits.argmax(-1)
-            for i in range(0, len(pixel_values), batch_size)
-        ]
-    return np.asarray(torch.cat(parts).numpy(), dtype=np.int64)
+    with torch.inference_mode(), _one_thread():
+        logits = model(pixel_values=torch.tensor(pixel_values)).logits
+    return np.asarray(logits.argmax(-1).numpy(), dtype=np.int64)
+
+
+def read_images(folder: Path, skill: str, part: str) -> Images:
+    """Return the images of a skill for "search" or "held-out" from a prepared folder."""
+    with np.load(folder / data_file(skill, part)) as stored:
+        return Images(stored["pixel_values"], stored["labels"])
 
 
 def _fit(

@@ -6,6 +6,7 @@ umask of its caller and replaces the SIGTERM handler of the driver; what is here
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import secrets
@@ -15,6 +16,8 @@ import socket
 import stat
 import tempfile
 import threading
+import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +30,10 @@ AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 CONNECT_SECONDS = 10.0
-OPEN_CLUSTER = (
-    "{where} runs Ray without authentication: anyone who reaches it can run code there. "
-    f"Start every node with {AUTH_MODE}=token, or use an address on 127.0.0.1"
+FOLDER_PREFIX = "evomerge-ray-"
+START_ONE = (
+    "Start one there with `RAY_AUTH_MODE=token ray start --head`, or leave runtime.address out "
+    "to start one here"
 )
 
 
@@ -39,14 +43,15 @@ class Surroundings:
     def __init__(self, changes: Mapping[str, str | None], folder: Path | None = None) -> None:
         """Args: changes: variable -> value, or None to remove it; folder: deleted by `restore`."""
         self._folder = folder
+        # Also when this process ends without `restore`.
+        self._remove = weakref.finalize(self, shutil.rmtree, folder or "", ignore_errors=True)
         self._before = {name: os.environ.get(name) for name in changes}
         _set_environment(changes)
 
     def restore(self) -> None:
         """Put the environment back and delete the folder."""
         _set_environment(self._before)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove()
 
     @property
     def ray_folder(self) -> str:
@@ -61,13 +66,16 @@ def local_surroundings() -> Surroundings:
     users and several searches share a machine without seeing each other. Ray opens its own
     folder, one level down, to everybody.
     """
-    # Ray's socket paths must stay below 108 characters, so TMPDIR is not used when it is long.
+    # Ray's socket paths must stay below 108 characters, so a long TMPDIR is not used.
     parent = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="evomerge-", dir=parent if len(parent) <= 20 else "/tmp"))
+    parent = parent if len(parent) <= 20 else "/tmp"
+    _sweep(Path(parent))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     token = folder / "token"
-    descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    # Never closed: the lock says that this process lives, see `_sweep`.
+    descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, secrets.token_hex(32).encode())
     return Surroundings(
         {
             AUTH_MODE: "token",
@@ -80,24 +88,32 @@ def local_surroundings() -> Surroundings:
     )
 
 
-def remote_surroundings() -> Surroundings:
-    """Return what joining a running cluster needs: a token, unless the user switched that off."""
-    return Surroundings(
-        {AUTH_MODE: os.environ.get(AUTH_MODE, "token"), "RAY_USAGE_STATS_ENABLED": "0"}
-    )
+def _sweep(parent: Path) -> None:
+    """Remove the folders of processes that were killed: their token's lock is free."""
+    for token in parent.glob(f"{FOLDER_PREFIX}*/token"):
+        try:
+            info = token.lstat()
+            is_young = time.time() - info.st_mtime < 60.0  # perhaps about to be locked
+            if is_young or info.st_uid != os.getuid() or not stat.S_ISREG(info.st_mode):
+                continue
+            with token.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(token.parent, ignore_errors=True)
+        except OSError:  # in use, or somebody else's
+            continue
 
 
-def token_file() -> Path | None:
-    """Return the file Ray takes the user's token from; None when it is not in a file."""
-    if os.environ.get(TOKEN):
-        return None
-    path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
-    return path if path.is_file() else None
+def remote_surroundings(*, is_open: bool) -> Surroundings:
+    """Return what joining a running cluster needs; a token is of no use in an open one."""
+    mode = "disabled" if is_open else "token"
+    return Surroundings({AUTH_MODE: mode, "RAY_USAGE_STATS_ENABLED": "0"})
 
 
-def is_readable_by_others(path: Path) -> bool:
-    """Return whether group or others may read a file."""
-    return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+def exposed_token() -> Path | None:
+    """Return the file with the user's token if group or others may read it."""
+    path = _token_file()
+    exposed = path is not None and stat.S_IMODE(path.stat().st_mode) & 0o077
+    return path if exposed else None
 
 
 def is_loopback(address: str) -> bool:
@@ -109,22 +125,67 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def require_listener(address: str) -> None:
-    """Refuse an address nobody listens on; Ray itself would try for minutes.
+def require_cluster(address: str) -> bool:
+    """Check in seconds what Ray would try for minutes: who answers, and is it protected.
+
+    Returns:
+        Whether the cluster is open, that is, does without a token. Only a cluster that
+        listens on this machine alone may be.
 
     Raises:
-        ExecutorError: The address is malformed, or no connection within CONNECT_SECONDS.
+        ExecutorError: Nobody answers at HOST:PORT, or no Ray; an open cluster; another token.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65535:
         raise ExecutorError(f'runtime.address is {address!r}; use "auto" or HOST:PORT')
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        raise ExecutorError(f"no Ray cluster answers at {address}: {error}. {START_ONE}") from None
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return False  # without Ray's certificates there is nothing to be learned here
+    answer = _check_alive(address, "")
+    if answer == "OK":
+        if not is_loopback(address):
+            raise ExecutorError(
+                f"the Ray cluster at {address} has no authentication: anyone who reaches it can "
+                f"run code there. Start every node with {AUTH_MODE}=token"
+            )
+        return True
+    if answer != "UNAUTHENTICATED":
+        raise ExecutorError(f"what answers at {address} is not Ray: {answer}. {START_ONE}")
+    if _check_alive(address, _token()) == "UNAUTHENTICATED":
         raise ExecutorError(
-            f"no Ray cluster answers at {address}: {error}. Start one there with "
-            "`RAY_AUTH_MODE=token ray start --head`, or leave runtime.address out to start one here"
-        ) from None
+            f"the Ray cluster at {address} refuses this token; put the cluster's own into a file "
+            f"named by {TOKEN_PATH}, or into ~/.ray/auth_token"
+        )
+    return False
+
+
+def _token_file() -> Path | None:
+    if os.environ.get(TOKEN):
+        return None
+    path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    return path if path.is_file() else None
+
+
+def _token() -> str:
+    path = _token_file()
+    return os.environ.get(TOKEN, "") if path is None else path.read_text().strip()
+
+
+def _check_alive(address: str, token: str) -> str:
+    """Return the gRPC status name of Ray's answer to "are you alive"."""
+    import grpc  # type: ignore[import-untyped]  # comes with Ray
+
+    headers = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        check = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            check(b"", timeout=CONNECT_SECONDS, metadata=headers)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
 
 
 @contextmanager

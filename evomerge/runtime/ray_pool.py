@@ -19,19 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.core.candidate import Candidate
 from evomerge.errors import ExecutorError
-from evomerge.runtime.assignments import BUILD_ATTEMPTS, Assignments, Seat
+from evomerge.runtime.assignments import Assignments, Seat
 from evomerge.runtime.cluster_environment import (
-    AUTH_MODE,
     LOOPBACK_ONLY,
-    OPEN_CLUSTER,
+    START_ONE,
     Surroundings,
+    exposed_token,
     guarded,
     is_loopback,
-    is_readable_by_others,
     local_surroundings,
     remote_surroundings,
-    require_listener,
-    token_file,
+    require_cluster,
 )
 from evomerge.runtime.placement import worker_environment
 from evomerge.runtime.scorer_actor import Reply, ScorerActor, outcome_of
@@ -44,6 +42,8 @@ if TYPE_CHECKING:
 SLOW_SECONDS = 60.0
 # For results that Ray already holds; a remote node may die before they are here.
 FETCH_SECONDS = 10.0
+# One call at a time, and nothing is repeated behind our back.
+ONCE = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
 # Nothing large goes through the object store. Ray's own default is 30 % of the memory.
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -60,25 +60,25 @@ class Cluster:
             ExecutorError: The cluster cannot be started or reached, or is open to anyone.
         """
         self._surroundings: Surroundings | None = None
-        self.is_local = address is None
-        self.needs_token = False
-        if address is not None and address != "auto":
-            require_listener(address)
-        # Before Ray is imported: it reads some of these variables only then.
-        surroundings = local_surroundings() if self.is_local else remote_surroundings()
+        self._is_local = address is None
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            return
+        if address is not None:
+            address = _resolved(address)
+            surroundings = remote_surroundings(is_open=require_cluster(address))
+        else:
+            surroundings = local_surroundings()
         try:
-            self._connect(address, n_cpus, surroundings)
+            self._connect(address or "local", n_cpus, surroundings)
         except BaseException:
             surroundings.restore()
             raise
+        self._surroundings = surroundings
 
-    def _connect(self, address: str | None, n_cpus: int, surroundings: Surroundings) -> None:
+    def _connect(self, address: str, n_cpus: int, surroundings: Surroundings) -> None:
         import ray
 
-        if ray.is_initialized():
-            surroundings.restore()
-            return
-        _adjust_ray(loopback_only=self.is_local, quiet=True)
+        _adjust_ray(loopback_only=self._is_local, quiet=True)
         local: dict[str, Any] = {
             "num_cpus": n_cpus,
             "include_dashboard": False,
@@ -88,29 +88,16 @@ class Cluster:
         try:
             with guarded():
                 ray.init(
-                    address=address or "local",
+                    address=address,
                     log_to_driver=False,
                     logging_level="ERROR",
-                    **(local if self.is_local else {}),
+                    **(local if self._is_local else {}),
                 )
         except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             ray.shutdown()
-            where = "started on this machine" if self.is_local else f"joined at {address}"
-            reason = str(error).strip().splitlines()[0]
+            where = "started on this machine" if self._is_local else f"joined at {address}"
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise ExecutorError(f"no Ray cluster could be {where}: {reason}") from error
-        self._surroundings = surroundings
-        gcs = ray.get_runtime_context().gcs_address
-        self.needs_token = not is_loopback(gcs)
-        if self.needs_token and os.environ.get(AUTH_MODE) != "token":
-            self.close()
-            raise ExecutorError(OPEN_CLUSTER.format(where=f"the cluster at {gcs}"))
-
-    def warnings(self) -> list[str]:
-        """Return what the user should know about this connection."""
-        path = None if self.is_local else token_file()
-        if path is None or not is_readable_by_others(path):
-            return []
-        return [f"other users can read the Ray token: chmod 600 {path}"]
 
     def gpus_per_worker(self) -> float:
         """Return 1 when the cluster has GPUs, else 0."""
@@ -124,7 +111,7 @@ class Cluster:
         Workers go on for a while then, but none can be started, and Ray ends this process
         without an exception a minute after its control store has died.
         """
-        if self._surroundings is None or not self.is_local:
+        if self._surroundings is None or not self._is_local:
             return
         import ray
 
@@ -141,11 +128,25 @@ class Cluster:
             return
         import ray
 
-        with guarded():
-            ray.shutdown()
+        ray.shutdown()
         self._surroundings.restore()
         self._surroundings = None
         _adjust_ray(loopback_only=False, quiet=False)
+
+
+def _resolved(address: str) -> str:
+    """Return HOST:PORT of the cluster this machine is part of ("auto"); or as Ray will use it."""
+    if address != "auto" and not is_loopback(address):
+        return address
+    import ray
+
+    try:
+        found = ray._private.services.canonicalize_bootstrap_address(address)
+    except (OSError, ValueError) as error:
+        raise ExecutorError(f"no Ray cluster at {address}: {error}. {START_ONE}") from None
+    if found is None:
+        raise ExecutorError(f"no Ray cluster runs on this machine. {START_ONE}")
+    return str(found)
 
 
 def _adjust_ray(*, loopback_only: bool, quiet: bool) -> None:
@@ -205,8 +206,8 @@ class RayPool:
         gpus = self._cluster.gpus_per_worker() if gpus_per_worker is None else gpus_per_worker
         self._environment = worker_environment(gpus)
         self._reservation = {"num_cpus": cpus_per_worker, "num_gpus": gpus}
-        for text in self._cluster.warnings():
-            note(text)
+        if address is not None and (token := exposed_token()):
+            note(f"other users can read the Ray token: chmod 600 {token}")
         self._seats = [Seat(number) for number in range(workers)]
         self._idle: deque[Seat] = deque()
         self._pending: dict[Any, Seat] = {}  # object ref -> seat that will fill it
@@ -344,8 +345,7 @@ class RayPool:
             if seat.may_start and now >= seat.not_before:
                 seat.starts += 1
                 seat.since = now
-                once = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
-                actor_class = ray.remote(ScorerActor).options(**once, **self._reservation)
+                actor_class = ray.remote(ScorerActor).options(**ONCE, **self._reservation)
                 seat.actor = actor_class.remote(self._environment)
                 self._by_name[seat.name] = seat
                 self._pending[seat.actor.build.remote(self._factory, seat.name, sys.path)] = seat
@@ -360,8 +360,6 @@ class RayPool:
         if reply.error is not None:
             self._build_failed(seat, reply.error, reply.detail)
             return
-        if self._cluster.needs_token and reply.value != "token":
-            raise ExecutorError(OPEN_CLUSTER.format(where="the node of a worker"))
         seat.failed_builds = 0
         seat.is_ready = self._was_ready = True
         self._idle.append(seat)

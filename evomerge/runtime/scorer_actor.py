@@ -17,7 +17,6 @@ import numpy as np
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.errors import EvomergeError
 from evomerge.runtime.assignments import Assignment
-from evomerge.runtime.cluster_environment import AUTH_MODE
 from evomerge.search.ports import Outcome
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class ScorerActor:
         self._scorer: CandidateScorer | None = None
 
     def build(self, factory: bytes, name: str, path: list[str]) -> Reply:
-        """Build the worker; the value is this node's authentication mode.
+        """Build the worker; the reply says whether that worked.
 
         Args:
             factory: Pickled factory; unpickled here so that its imports can fail politely.
@@ -60,7 +59,7 @@ class ScorerActor:
             self._scorer = pickle.loads(factory)(name)
         except Exception as error:
             return _failure(error)
-        return Reply(os.environ.get(AUTH_MODE, ""))
+        return Reply()
 
     def evaluate(self, candidate: Candidate) -> Reply:
         """Score one candidate; the value is what the outcome holds beside the candidate."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ from evomerge.storage.lease import Lease
 from evomerge.storage.score_log import ScoreLog, row_digest
 
 FRONT_SECONDS = 1.0
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError (disk full, read-only folder) into a RunError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror or error}. Nothing that was told is "
+            "lost; mend the disk and resume the run."
+        ) from error
 
 
 class RunFolder:
@@ -78,12 +91,12 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: exists and is not an evomerge run; choose another --run folder"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        nursery = self.path.with_name(f".{self.path.name}.creating")
-        if nursery.exists():
-            shutil.rmtree(nursery)  # left by a crash before the run existed
-        nursery.mkdir()
+        with explained(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        nursery = self.path.with_name(f".{self.path.name}.creating-{os.getpid()}")
+        shutil.rmtree(nursery, ignore_errors=True)  # left by a process of this number
         try:
+            nursery.mkdir()
             for name in ("arrived", "exports"):
                 (nursery / name).mkdir()
             for name, data in files.items():
@@ -216,7 +229,8 @@ class RunStore:
     def park(self, evaluation: Evaluation) -> None:
         """Keep a result that arrived before its turn in ``arrived/<id>.json``."""
         name, data = parked_file(evaluation)
-        write_atomically(self.folder.path / name, data, durable=False)
+        with explained(self.folder.path / name):
+            write_atomically(self.folder.path / name, data, durable=False)
 
     def parked(self, candidate: Candidate) -> Evaluation | None:
         """Return the parked evaluation of a candidate, None if there is none or it is torn."""
@@ -246,8 +260,10 @@ class RunStore:
 
     def note(self, text: str) -> None:
         """Write a time-stamped line to events.log."""
-        self._log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
-        self._log.flush()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with explained(self.folder.events):
+            self._log.write(f"{stamp} {text}\n")
+            self._log.flush()
 
     def publish(self, front: Callable[[], list[dict[str, Any]]], *, force: bool = False) -> None:
         """Rewrite front.json, at most once a second unless forced."""
@@ -256,7 +272,8 @@ class RunStore:
             return
         self._last_publish = now
         text = json.dumps(front(), indent=1)
-        write_atomically(self.folder.front, text.encode() + b"\n", durable=force)
+        with explained(self.folder.front):
+            write_atomically(self.folder.front, text.encode() + b"\n", durable=force)
 
     def close(self) -> None:
         """Sync everything and give the lease back."""

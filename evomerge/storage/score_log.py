@@ -51,7 +51,12 @@ class ScoreLog:
         if scores.shape != (self.n_examples,):
             raise JournalError(f"{self.path}: a row has {scores.shape}, expected {self.n_examples}")
         row = scores.astype("<f4").tobytes()
-        if os.write(self._file, row) != len(row):
+        try:
+            written = os.write(self._file, row)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot append: {error.strerror}") from None
+        if written != len(row):
+            # The rest of the row would be misread as the next; a resume cuts it off.
             raise JournalError(f"{self.path}: short write, the disk is probably full")
         self._rows += 1
         return self._rows - 1, row_digest(row)

@@ -85,3 +85,16 @@ class Environment:
     def evaluate(self, candidate: Candidate) -> Outcome:
         seen = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"
         return Outcome(Evaluation(candidate, error=seen), 0.0, self.name)
+
+
+class ManyScores:
+    """Answers with more than Ray sends inline."""
+
+    n = 200_000
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        scores = np.full(self.n, candidate.id, np.float32)
+        return Outcome(Evaluation(candidate, {"t": scores}), 0.0, self.name)

@@ -5,7 +5,6 @@ Actors import `tests.cluster.scorers` because the pool sends the driver's `sys.p
 
 from __future__ import annotations
 
-import gc
 import ipaddress
 import os
 import signal
@@ -20,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 
-from evomerge.core.candidate import Candidate
 from evomerge.errors import ExecutorError
 from evomerge.runtime.ray_pool import Cluster, RayPool
 from evomerge.search.ports import Outcome
@@ -258,16 +256,16 @@ def test_close_ends_the_workers_and_another_pool_can_follow(
     wait_for_end_of(pids)
 
 
-def test_no_array_is_put_into_the_object_store(make_pool: MakePool) -> None:
-    import ray
-
-    pool = make_pool()
-    before = ray.available_resources().get("object_store_memory")
-    for number in range(20):
+def test_large_scores_do_not_stay_in_the_object_store(make_pool: MakePool) -> None:
+    pool = make_pool(scorers.ManyScores, workers=1)
+    for number in range(150):  # 120 MB in all; the object store holds 100
         pool.submit(candidate(number))
-    collect(pool, 20)
-    gc.collect()
-    assert ray.available_resources().get("object_store_memory") == before
+    found = collect(pool, 150)
+    for number, outcome in found.items():
+        scores = outcome.evaluation.scores["t"]
+        assert scores.flags.owndata
+        assert scores.flags.writeable
+        assert float(scores.sum()) == number * scorers.ManyScores.n
 
 
 def test_a_private_cluster_listens_on_loopback_only(make_pool: MakePool) -> None:
@@ -304,20 +302,76 @@ def test_a_worker_without_gpu_sees_none(make_pool: MakePool) -> None:
     assert told.error == "CUDA_VISIBLE_DEVICES=''"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "nonsense"])
-def test_an_address_without_a_cluster_is_refused_soon(
-    address: str, cluster: Cluster, notes: list[str]
+def start_driver(kind: str, folder: Path) -> subprocess.Popen[str]:
+    """Start one of `tests.cluster.drivers` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.cluster.drivers", kind, str(folder)],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(driver: subprocess.Popen[str], within: float = 120.0) -> list[str]:
+    try:
+        output, _ = driver.communicate(timeout=within)
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+    assert driver.returncode == 0, output
+    return output.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_lets_running_evaluations_finish(
+    number: signal.Signals, tmp_path: Path
 ) -> None:
-    started = time.monotonic()
-    with pytest.raises(ExecutorError, match=r"no Ray cluster answers|use \"auto\" or HOST:PORT"):
-        RayPool(
-            scorers.refuse,
-            workers=1,
-            address=address,
-            gpus_per_worker=0,
-            cpus_per_worker=1,
-            max_attempts=1,
-            timeout_seconds=1.0,
-            note=notes.append,
-        )
-    assert time.monotonic() - started < 30
+    driver = start_driver("signalled", tmp_path)
+    until = time.monotonic() + 60
+    while len(begun(tmp_path)) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    if number == signal.SIGINT:  # Ctrl-C reaches every process of the group
+        os.killpg(driver.pid, number)
+        time.sleep(0.2)
+        os.killpg(driver.pid, number)
+    else:  # `kill` reaches one
+        driver.send_signal(number)
+    lines = finish(driver)
+    assert "draining 2" in lines
+    assert f"signals [{number.value}]" in lines
+    outcomes = sorted(line for line in lines if line.startswith("outcome"))
+    assert outcomes == ["outcome 0 1 None", "outcome 1 1 None"]
+    assert not any(line.startswith("note") for line in lines)
+
+
+@pytest.mark.slow
+def test_the_breakdown_of_a_private_cluster_is_an_error(tmp_path: Path) -> None:
+    lines = finish(start_driver("breakdown", tmp_path))
+    assert "the private Ray cluster broke down: its raylet ended" in lines[-1]
+
+
+@pytest.mark.slow
+def test_two_searches_on_one_machine_have_a_cluster_each(tmp_path: Path) -> None:
+    drivers = [start_driver("two_at_once", tmp_path) for _ in range(2)]
+    for driver in drivers:
+        lines = finish(driver)
+        assert len(lines) > 1
+        assert all(line.endswith(" 1 None") for line in lines)
+    assert len(list(tmp_path.glob("*/begun"))) == 2
+
+
+@pytest.mark.slow
+def test_the_death_of_a_node_loses_no_candidate(tmp_path: Path) -> None:
+    lines = finish(start_driver("node_death", tmp_path), within=200)
+    outcomes = [line.split() for line in lines if line.startswith("outcome")]
+    assert sorted(int(line[1]) for line in outcomes) == list(range(60))
+    assert all(line[3] == "None" for line in outcomes)
+    assert sum(line[2] == "2" for line in outcomes) == 1
+    assert "killed a node" in lines
+    assert "processes 3" in lines  # a worker on the node that joined later
+    assert any("other users can read the Ray token" in line for line in lines)

@@ -140,7 +140,7 @@ def _wait(condition, seconds=60):
 def _actors(process):
     try:
         children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "ray::" in " ".join(child.cmdline())]
+        return [child for child in children if "ray::ScorerActor" in " ".join(child.cmdline())]
     except psutil.NoSuchProcess:
         return []
 

@@ -42,8 +42,8 @@ def test_create_is_all_or_nothing_and_never_overwrites(tmp_path):
 
 
 def test_a_crash_while_creating_leaves_no_run(tmp_path):
-    (tmp_path / ".run.creating").mkdir()
-    (tmp_path / ".run.creating" / "config.yaml").write_bytes(b"half")
+    (tmp_path / ".run.creating-1").mkdir()
+    (tmp_path / ".run.creating-1" / "config.yaml").write_bytes(b"half")
     assert not RunFolder(tmp_path / "run").exists()
     assert make(tmp_path / "run").config.read_bytes() == b"{}"
 
