@@ -196,7 +196,7 @@ class RunStore:
         """
         self.folder = folder
         self._last_publish = 0.0
-        with ExitStack() as opened:
+        with explained(folder.path), ExitStack() as opened:
             self.lease = Lease(folder.path)
             opened.callback(self.lease.release)
             # Parked by an earlier process or a warm start.
