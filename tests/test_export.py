@@ -467,7 +467,7 @@ def test_the_card_says_what_was_searched(llamas, tmp_path):
         "- 31 from 4, 9 (crossover)",
         "- 4 from the sources (founder: mean)",
         "| weights | two | 0.5 | 0.5 | 0.5 |",
-        "evomerge merge recipe.json OUT",
+        "evomerge merge recipe.json --out OUT",
         "mergekit-yaml mergekit_config.yml OUT",
         "org/one @ abc",
         "- Made on a laptop.",

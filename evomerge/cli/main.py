@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import ConfigError, EvomergeError
 
 INTERRUPTED = 75
+TYPER_CTRL_C = 130  # what typer turns a KeyboardInterrupt into
 
 app = typer.Typer(
     name="evomerge",
@@ -194,11 +195,20 @@ def run() -> None:
     # small models 60 times slower. Has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(standalone_mode=True)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except EvomergeError as error:
-        kind = type(error).__name__
-        print(f"{kind}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        _fail(type(error).__name__, str(error), error.exit_code)
+    except typer.TyperException as error:  # an unknown verb, a missing argument, …
+        message = error.format_message().rstrip(".")
+        _fail("ConfigError", f"{message}. See evomerge --help.", ConfigError.exit_code)
+    if code == TYPER_CTRL_C:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _fail(kind: str, message: str, code: int) -> NoReturn:
+    # One line also where a library's message, quoted in ours, has several.
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"{kind}: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -28,7 +28,7 @@ from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import Evaluator, evaluators
 from evomerge.merging.derived import Derived, block_grams, derive_for
 from evomerge.merging.operator import merge_operators
-from evomerge.runtime.placement import default_workers
+from evomerge.runtime.placement import check_device, default_workers
 
 REPLAY_PACKAGES = ("numpy", "torch", "transformers", "nevergrad", "optuna")
 
@@ -77,6 +77,7 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
     if repeated:
         raise ConfigError(f"tasks: the name {repeated[0]!r} is given twice")
     build_objectives(config)
+    check_device(config.runtime.device)
     workers = config.runtime.workers or default_workers(
         config.runtime.executor, config.runtime.cpus_per_worker
     )
@@ -157,7 +158,8 @@ def build_search_space(
         span: Geometry for algorithms that need it; None where only the shape is wanted.
         warm: Recipes of an earlier run, scored before the founders.
     """
-    if needs_span(config):
+    in_span = needs_span(config)
+    if in_span:
         method = str(config.merge.get("name"))
         if method != "linear":
             raise ConfigError(
@@ -165,10 +167,26 @@ def build_search_space(
                 f"models; use `merge: {{name: linear, normalize: false}}` instead of {method!r}"
             )
     founders = config.search.founders
-    space, resolved = build_space(config.merge, models.space, founders=founders, span=span)
+    space, resolved = build_space(
+        config.merge, models.space, founders=founders, span=span, in_span=in_span
+    )
+    if in_span:
+        _refuse_idle_keys(config, models, resolved)
     if warm:
         space = dataclasses.replace(space, founders=(*warm, *space.founders))
     return space, resolved
+
+
+def _refuse_idle_keys(config: RunConfig, models: OpenModels, resolved: dict[str, Any]) -> None:
+    """Refuse `merge:` keys that say something an algorithm in the span never looks at."""
+    bare = {key: resolved[key] for key in ("name", "normalize")}
+    _, plain = build_space(bare, models.space, founders="none", span=None)
+    for key, value in resolved.items():
+        if value != plain[key]:
+            raise ConfigError(
+                f"merge.{key}: {config.algorithm['name']!r} moves freely between the models, in "
+                "pieces of its own choice, and would pass over this key; remove it"
+            )
 
 
 def compute_span(config: RunConfig, models: OpenModels) -> LinearSpan | None:

@@ -7,6 +7,7 @@ validated against the field's type; a `Path` is resolved against the config's fo
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -45,7 +46,8 @@ def construct(
     try:
         built = cls(**keywords)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        text = str(error)
+        raise ConfigError(text if text.startswith(f"{where}.") else f"{where}: {text}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from None
     resolved = {
@@ -92,7 +94,8 @@ def describe(error: ValidationError) -> str:
     first = error.errors()[0]
     got = repr(first.get("input"))
     inner = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
-    return f"{inner + ': ' if inner else ''}{first['msg']}, got {got[:80]}"
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", first["msg"])
+    return f"{inner + ': ' if inner else ''}{message}, got {got[:80]}"
 
 
 def _is_path(hint: Any) -> bool:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from evomerge.config.construct import describe
 from evomerge.config.export_run import parents_of
 from evomerge.config.mergekit_yaml import read_mergekit
 from evomerge.config.models import OpenModels, open_sources, resolve_model_configs
@@ -68,10 +71,18 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
         digests = {str(item["id"]): str(item["digest"]) for item in items}
         donor = str(body["donor"])
         has_base = bool(body["has_base"])
+        dtype = body.get("dtype")
+    except ValidationError as error:
+        raise ConfigError(f"{file}: sources: {describe(error)}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{file}: is not the recipe.json of an export: {error} is missing or malformed"
         ) from None
+    ids = [config.name for config in configs]
+    if not all(ids) or len(set(ids)) < len(ids):
+        raise ConfigError(f"{file}: the sources need ids, no two alike: {ids}")
+    if not isinstance(dtype, str | None):
+        raise ConfigError(f"{file}: dtype is {dtype!r}, expected a name such as bfloat16")
     if not configs or configs[0].name != donor:
         raise ConfigError(f"{file}: the first source must be the donor {donor!r}")
     base, others = (configs[0], configs[1:]) if has_base else (None, configs)
@@ -82,7 +93,7 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
                 f"{record['model']}: is not the model this recipe was made with (digest "
                 f"{record['digest']}, expected {digests[str(record['id'])]})"
             )
-    return recipe, models, body.get("dtype")
+    return recipe, models, dtype
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:

@@ -41,8 +41,17 @@ def build_space(
     *,
     founders: str,
     span: LinearSpan | None,
+    in_span: bool = False,
 ) -> tuple[SearchSpace, dict[str, Any]]:
     """Return the search space of a `merge:` section, and the section with all defaults.
+
+    Args:
+        body: The section.
+        model: The aligned models.
+        founders: Which recipes to begin with: "all", "parents" or "none".
+        span: Geometry of the sources' span, for algorithms that need it.
+        in_span: The algorithm works in that span, whether `span` is at hand already or not:
+            founders are then raw linear recipes.
 
     Raises:
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
@@ -93,7 +102,7 @@ def build_space(
     space = SearchSpace(
         name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
     )
-    proposals = () if founders == "none" else _founders(space, model, founders)
+    proposals = () if founders == "none" else _founders(space, model, founders, in_span=in_span)
     return (
         SearchSpace(
             name,
@@ -193,7 +202,9 @@ def _settings(operator: type, name: str, body: Mapping[str, Any]) -> dict[str, S
     return {key: checked.get(key, defaults[key]) for key in names}
 
 
-def _founders(space: SearchSpace, model: ModelSpace, which: str) -> tuple[Proposal, ...]:
+def _founders(
+    space: SearchSpace, model: ModelSpace, which: str, *, in_span: bool
+) -> tuple[Proposal, ...]:
     """Return the zero-search recipes: each parent, the mean, task arithmetic at three scales.
 
     All are raw linear recipes over the sources, so a one-hot row is that parent bit for bit.
@@ -220,16 +231,23 @@ def _founders(space: SearchSpace, model: ModelSpace, which: str) -> tuple[Propos
         key = np.round(row, 12).tobytes()
         if key not in seen:
             seen.add(key)
-            proposals.append(Proposal(_say(space, row), (), origin))
-    if which == "all" and space.span is None and space.searched:
-        proposals.append(Proposal(space.decode(space.initial()), (), "founder: initial values"))
+            recipe = _raw(space, row) if in_span else _say(space, row)
+            proposals.append(Proposal(recipe, (), origin))
+    if which == "all" and not in_span and space.searched:
+        initial = space.decode(space.initial())
+        if initial.digest() not in {proposal.recipe.digest() for proposal in proposals}:
+            proposals.append(Proposal(initial, (), "founder: initial values"))
     return tuple(proposals)
+
+
+def _raw(space: SearchSpace, row: FloatArray) -> Recipe:
+    return Recipe("linear", space.sources, {"weights": row[None]}, "global", None, RAW_LINEAR)
 
 
 def _say(space: SearchSpace, row: FloatArray) -> Recipe:
     """Return source coefficients (K,) as a recipe of the space if it can, else raw linear."""
-    raw = Recipe("linear", space.sources, {"weights": row[None]}, "global", None, RAW_LINEAR)
-    if space.span is not None or len(space.searched) != 1 or space.searched[0].name != "weights":
+    raw = _raw(space, row)
+    if len(space.searched) != 1 or space.searched[0].name != "weights":
         return raw
     if space.operator == "task_arithmetic" and np.isclose(row.sum(), 1.0):
         lambda_ = space.fixed.get("lambda_")

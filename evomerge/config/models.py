@@ -16,6 +16,7 @@ from evomerge.storage.hub import resolve_model
 from evomerge.storage.lora_source import LoraSource
 from evomerge.storage.model_folder import ModelFolder
 from evomerge.storage.open_source import open_source
+from evomerge.storage.renamed import line_up_names
 from evomerge.storage.vocabulary import map_vocabulary, read_vocabulary
 
 # Below this many bytes of weights a resume hashes everything again; above it, files whose size
@@ -123,7 +124,7 @@ def open_sources(
     if known is not None and check:
         _compare(record, known)
     donor = opened[0]
-    sources = _map_vocabularies(opened)
+    sources = _line_up(opened)
     space = align([source.header() for source in sources], has_base=base_model is not None)
     folder = donor.path if isinstance(donor, ModelFolder) else donor.base.path
     return OpenModels(
@@ -176,14 +177,20 @@ def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
         )
 
 
-def _map_vocabularies(opened: list[ModelFolder | LoraSource]) -> list[TensorSource]:
-    """Wrap sources whose tokenizer orders tokens otherwise than the donor's."""
+def _line_up(opened: list[ModelFolder | LoraSource]) -> list[TensorSource]:
+    """Give every source the donor's tensor names and the donor's order of tokens."""
     donor = opened[0]
-    wanted = read_vocabulary(donor.path) if isinstance(donor, ModelFolder) else None
-    if not isinstance(donor, ModelFolder) or wanted is None:
-        return list(opened)
-    mapped: list[TensorSource] = [donor]
+    wanted = _vocabulary(donor)
+    lined_up: list[TensorSource] = [donor]
     for source in opened[1:]:
-        other = read_vocabulary(source.path) if isinstance(source, ModelFolder) else None
-        mapped.append(source if other is None else map_vocabulary(source, donor, wanted, other))
-    return mapped
+        named = line_up_names(source, donor)
+        lined_up.append(map_vocabulary(named, donor, wanted, _vocabulary(source)))
+    return lined_up
+
+
+def _vocabulary(source: ModelFolder | LoraSource) -> dict[str, int] | None:
+    """Return token -> row; an adapter may come with a tokenizer of its own, for a resized base."""
+    if isinstance(source, ModelFolder):
+        return read_vocabulary(source.path)
+    own = read_vocabulary(source.path)
+    return read_vocabulary(source.base.path) if own is None else own

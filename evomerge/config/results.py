@@ -12,7 +12,7 @@ from evomerge.core.candidate import Candidate
 from evomerge.core.pareto import FrontArchive, ParetoFront, frozen_reference
 from evomerge.errors import ConfigError, RunError
 from evomerge.search.events import Event, candidate_of
-from evomerge.storage.run_store import RunFolder
+from evomerge.storage.run_store import RunFolder, check_header
 
 
 class RunResults:
@@ -28,7 +28,9 @@ class RunResults:
         self.folder = folder
         self.config = read_run_config(folder)
         self.objectives = build_objectives(self.config)
-        events = folder.read_events()[1:]
+        events = folder.read_events()
+        if events:
+            check_header(events.pop(0), folder.journal)
         self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
         self._archive = FrontArchive(n_objectives=len(self.objectives))

@@ -6,6 +6,7 @@ Sections that name an extension (`algorithm`, `merge`, a task's `evaluator`) are
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,7 +112,8 @@ class RunConfig(_Section):
     """A whole config file."""
 
     version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    # No dot in front: the run folder `populations/<name>` must not be `..`.
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     seed: int = Field(default=0, ge=0)
     base_model: Annotated[ModelConfig | None, BeforeValidator(_model)] = None
     models: list[Annotated[ModelConfig, BeforeValidator(_model)]] = Field(min_length=1)
@@ -142,10 +144,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def parse_config(body: dict[str, Any], where: str) -> RunConfig:
     """Validate a mapping as a config."""
+    _refuse_numbers(body, "", where)
     try:
         return RunConfig.model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()
+        # A misspelt key is also a missing one; the misspelling is what helps.
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
         loc = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             section = _section_at(first["loc"][:-1])
@@ -157,6 +162,18 @@ def parse_config(body: dict[str, Any], where: str) -> RunConfig:
         if first["type"] == "missing":
             raise ConfigError(f"{where}: key {loc!r} is missing") from None
         raise ConfigError(f"{where}: {describe(error)}") from None
+
+
+def _refuse_numbers(value: Any, key: str, where: str) -> None:
+    """Raise ConfigError for a number that JSON, and so the journal, cannot hold everywhere."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            _refuse_numbers(item, f"{key}.{name}" if key else str(name), where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {key} is {value}; expected a finite number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{where}: {key} is too large; expected a number below 2**63")
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {

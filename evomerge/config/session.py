@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from evomerge.config.build import (
     Tasks,
@@ -21,8 +22,10 @@ from evomerge.config.build import (
     compute_derived,
     compute_span,
     header_differences,
+    needs_span,
     resolve_config,
 )
+from evomerge.config.construct import describe
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
 from evomerge.config.warm_start import WarmStart, read_warm_start
@@ -44,6 +47,7 @@ from evomerge.runtime.placement import threads_per_worker
 from evomerge.runtime.worker import MergeInputs
 from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
 from evomerge.search.ports import Executor
+from evomerge.seeding import generator
 from evomerge.storage.run_store import RunFolder, RunStore, stored_evaluations
 
 
@@ -91,6 +95,9 @@ def preflight(config: RunConfig, base_dir: Path) -> Prepared:
     tasks = build_tasks(resolved)
     models = open_models(resolved)
     space, merge = build_search_space(resolved, models, None)
+    if not needs_span(resolved):  # refuses its settings now, not when the run folder exists
+        algorithm = build_algorithm(resolved)
+        algorithm.start(space, build_objectives(resolved), generator(resolved.seed, "algorithm"))
     return Prepared(resolved.model_copy(update={"merge": merge}), models, tasks, space)
 
 
@@ -259,8 +266,8 @@ def with_runtime(config: RunConfig, **changes: Any) -> RunConfig:
     kept = {key: value for key, value in changes.items() if value is not None}
     try:
         runtime = type(config.runtime).model_validate({**config.runtime.model_dump(), **kept})
-    except ValueError as error:
-        raise ConfigError(f"runtime: {str(error).splitlines()[-1].strip()}") from None
+    except ValidationError as error:
+        raise ConfigError(f"runtime.{describe(error)}") from None
     return config.model_copy(update={"runtime": runtime})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
@@ -46,11 +47,13 @@ def load_derived(folder: RunFolder, models: OpenModels) -> tuple[Derived, Linear
         RunError: The file is missing or damaged.
     """
     try:
-        with np.load(folder.derived, allow_pickle=False) as stored:
+        with folder.derived.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         derived = Derived.from_arrays(arrays, models.space, models.sources)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise RunError(f"{folder.derived}: cannot be read: {error}") from None
+    except OSError as error:
+        raise RunError(f"{folder.derived}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        raise RunError(f"{folder.derived}: is damaged: {error}") from None
     if PREFIX_GRAMS not in arrays:
         return derived, None
     n_elements = models.space.n_elements
@@ -70,8 +73,14 @@ def read_sources(folder: RunFolder) -> list[dict[str, object]]:
         record = json.loads(folder.sources.read_bytes())
     except (OSError, ValueError) as error:
         raise RunError(f"{folder.sources}: cannot be read: {error}") from None
+    wanted = {"id", "model", "lora", "revision", "digest", "files", "tensors"}
     if not isinstance(record, list):
         raise RunError(f"{folder.sources}: expected a list of models")
+    for item in record:
+        if not isinstance(item, dict) or not wanted <= set(item):
+            raise RunError(
+                f"{folder.sources}: is damaged: a model needs {', '.join(sorted(wanted))}"
+            )
     return record
 
 

@@ -31,7 +31,7 @@ def assign_groups(grouping: str, names: Sequence[str]) -> tuple[tuple[str, ...],
         ConfigError: The grouping is unknown.
     """
     found = re.fullmatch(r"block:([1-9]\d*)", grouping)
-    if not found and grouping not in GROUPINGS:
+    if not found and (grouping not in GROUPINGS or grouping == "block:N"):
         raise ConfigError(
             f"{grouping!r} is not a grouping.{nearest(grouping, GROUPINGS)} "
             f"Known: {', '.join(GROUPINGS)}."

@@ -195,9 +195,7 @@ def _entry(
     name: str, headers: Sequence[SourceHeader], views: Sequence[Mapping[str, TensorSpec]]
 ) -> tuple[TensorSpec, Action, str]:
     spec = views[0][name]
-    digests = {
-        header.digests[header.tied.get(name, name)] for header in headers
-    }
+    digests = {header.digests[header.tied.get(name, name)] for header in headers}
     dtypes = {view[name].dtype for view in views}
     if len(digests) == 1 and len(dtypes) == 1:
         return spec, "copy", "identical in every source"

@@ -16,7 +16,13 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
-        ("router", r"(?:^|\.)(?:router|mlp\.gate|block_sparse_moe\.gate)$"),
+        # The parts of a larger head, its norm included.
+        (
+            "head",
+            r"^(?:cls|lm_head|classifier|generator_predictions|discriminator_predictions)\."
+            r"|^vocab_(?:transform|layer_norm|projector)$",
+        ),
+        ("router", r"(?:^|\.)(?:router|mlp\.gate|block_sparse_moe\.gate|shared_expert_gate)$"),
         (
             "norm",
             r"(?i)(?:^|[._])(?:(?:input_|post_\w+_|pre_\w+_|final_|q_|k_|emb_|sa_|output_)?"

@@ -6,6 +6,7 @@ Every complaint names the file, the line, the key and what to do about it.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -269,6 +270,8 @@ def _read_rows(path: Path, stamp: tuple[int, int]) -> tuple[Row, ...]:
 
 @lru_cache(maxsize=16)
 def _read_arrays(path: Path, stamp: tuple[int, int]) -> Mapping[str, NDArray[Any]]:  # noqa: ARG001
+    if not zipfile.is_zipfile(path):  # numpy would advise to unpickle it
+        raise DataError(f"{path}: is not an npz file; save plain arrays with numpy.savez.")
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -184,6 +184,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         raise SourceError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
 
 
+def n_token_rows(model: Any) -> int | None:
+    """Return how many token ids the model has an embedding for; None for models of images."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return getattr(embeddings, "num_embeddings", None)
+
+
 def reload_state(loaded: Loaded, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict from_pretrained makes of checkpoint tensors, new heads left out.
 

@@ -20,7 +20,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.errors import EvaluationError
 from evomerge.evaluation import language
 from evomerge.evaluation.installer import Installer, head_parameters
-from evomerge.evaluation.resident import Loaded, load_model, load_tokenizer
+from evomerge.evaluation.resident import Loaded, load_model, load_tokenizer, n_token_rows
 
 
 class Subject:
@@ -54,6 +54,7 @@ class Subject:
         self._tokenizer: Any = None
         self._encoded: dict[str, tuple[int, ...]] = {}
         self._special_prefix: tuple[int, ...] | None = None
+        self._n_token_rows = n_token_rows(loaded.model)
 
     @classmethod
     def load(
@@ -195,12 +196,16 @@ class Subject:
 
     @property
     def pad_token_id(self) -> int:
-        """Token id used to fill batches; masked, so any valid id does."""
+        """Token id used to fill batches; masked, so any id that the model has a row for does.
+
+        Tokenizers often got a padding token behind the last row, and nobody resized the model.
+        """
         config = self.model.config.get_text_config()
-        for value in (self.tokenizer.pad_token_id, getattr(config, "pad_token_id", None)):
-            if value is not None:
+        known = (self.tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
+        for value in (*known, *self.end_token_ids):
+            if value is not None and 0 <= value < (self._n_token_rows or value + 1):
                 return int(value)
-        return self.end_token_ids[0] if self.end_token_ids else 0
+        return 0
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -234,6 +239,7 @@ class Subject:
             if len(self._encoded) >= 200_000:
                 self._encoded.clear()
             ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+            self._check_rows(ids)
             self._encoded[text] = (*self._special_prefix, *ids)
         return self._encoded[text]
 
@@ -317,6 +323,8 @@ class Subject:
     def forward(self, batch: Mapping[str, Any], **options: Any) -> Tensor:
         """Return the logits tensor of one forward pass; `options` go to the model as they are."""
         self._check_clean()
+        if "input_ids" in batch:
+            self._check_rows(np.asarray(batch["input_ids"]).reshape(-1))
         inputs = {
             key: torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value).to(
                 self.device
@@ -330,6 +338,17 @@ class Subject:
         if logits is None:
             raise EvaluationError(f"{self.name}: {type(self.model).__name__} gives no logits")
         return logits
+
+    def _check_rows(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
+        """Refuse tokens without an embedding; on a GPU they would end the whole process."""
+        rows = self._n_token_rows
+        top = max(ids, default=0) if isinstance(ids, list) else int(np.max(ids, initial=0))
+        if rows is not None and top >= rows:
+            raise EvaluationError(
+                f"{self.name}: token {self.tokenizer.convert_ids_to_tokens(int(top))!r} has row "
+                f"{top}, but the model has {rows} rows; the tokenizer in {self.folder} has tokens "
+                "that the model was never resized for."
+            )
 
     def _check_clean(self) -> None:
         if self._dirty is not None:

@@ -341,7 +341,7 @@ def _reproduce(facts: CardFacts, digest: str, mergekit: str | None, reason: str)
         "## Reproduce",
         "",
         "```",
-        "evomerge merge recipe.json OUT",
+        "evomerge merge recipe.json --out OUT",
         "```",
         "",
         f"Weights digest: `{digest}`.",

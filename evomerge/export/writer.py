@@ -118,6 +118,7 @@ def export_candidate(
     missing = {*space.sources} - {parent.id for parent in card.parents}
     if missing:
         raise ValueError(f"the card's parents lack {min(missing)!r}, a source of the space")
+    out = out if out.name else out.absolute()  # "." has no name to write beside
     _check_vacant(out)
     files = _read_donor(donor, untied=space.untied)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.core.arrays import FloatArray
+from evomerge.core.pareto import hypervolume
 
 PANELS = (
     ("search", "search images (chosen on these)"),
@@ -86,8 +87,6 @@ class Report:
         }
 
     def _area(self, models: Sequence[ScoredModel], part: str) -> float:
-        from evomerge.core.pareto import hypervolume
-
         return hypervolume(self.points(models, part), np.zeros(len(self.skills)))
 
     def points(self, models: Sequence[ScoredModel], part: str) -> FloatArray:
@@ -125,12 +124,15 @@ def table(report: Report) -> str:
         f"{'':<21}{columns}   {columns}   candidate",
     ]
     rows = [*report.parents, report.average, *report.best.values(), report.knee]
+    same = {model.candidate: model.label for model in (report.average, *report.parents)}
     for model in rows:
         cells = "   ".join(
             "".join(f"{value:8.3f}" for value in (*(part[s] for s in report.skills), mean(part)))
             for part in (model.search, model.held_out)
         )
-        lines.append(f"{model.label:<21}{cells}   {model.candidate:>9}")
+        known = same.get(model.candidate, model.label)
+        also = f" = {known}" if known != model.label else ""
+        lines.append(f"{model.label:<21}{cells}   {model.candidate:>9}{also}")
     areas = report.hypervolumes()
     lines += ["", f"{'hypervolume':<21}{'search':>8}{'held-out':>10}   above (0, 0); 1 is perfect"]
     for name, label in (("parents", "parents"), ("average", "uniform average"), ("front", "front")):
@@ -177,13 +179,13 @@ def draw(report: Report, path: Path, titles: Mapping[str, str]) -> None:
         first = first or axes
         _draw_panel(axes, report, part)
         axes.set_title(f"{title}\nhypervolume of the front {areas[part]['front']:.3f}")
-        for skill, label, n in zip(
-            report.skills,
-            (axes.set_xlabel, axes.set_ylabel),
-            (getattr(report, f"n_{part}")[skill] for skill in report.skills),
-            strict=True,
-        ):
-            label(f"accuracy on {titles[skill]} (fraction of {n} images)")
+        n_images = report.n_search if part == "search" else report.n_held_out
+        wide, high = (
+            f"accuracy on {titles[skill]} (fraction of {n_images[skill]} images)"
+            for skill in report.skills
+        )
+        axes.set_xlabel(wide)
+        axes.set_ylabel(high)
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
         axes.set_aspect("equal")
@@ -194,20 +196,24 @@ def draw(report: Report, path: Path, titles: Mapping[str, str]) -> None:
 
 
 def _draw_panel(axes: Any, report: Report, part: str) -> None:
-    if part == "search":
-        every = report.everything
-        axes.plot(*every.T, ".", color="0.8", markersize=4, label="all candidates")
+    """Draw one panel; the front's staircase only where it is the front."""
     front = report.points(report.front, part)
-    label = "front" if part == "search" else "the same candidates"
-    axes.plot(*front.T, "-o", color="tab:blue", markersize=4, linewidth=1, label=label)
-    for parent, marker in zip(report.parents, ("s", "<", "v"), strict=False):
+    if part == "search":
+        axes.plot(*report.everything.T, ".", color="0.75", markersize=4, label="all candidates")
+        style = {"linewidth": 1, "drawstyle": "steps-post", "label": "front"}
+    else:
+        style = {"linestyle": "none", "label": "the same candidates"}
+    axes.plot(*front.T, marker="o", color="tab:blue", markersize=4, **style)
+    best = report.points(list(report.best.values()), part)
+    ring = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
+    axes.plot(*best.T, **ring, color="tab:green", markersize=13, label="best of each skill")
+    for parent, marker in zip(report.parents, ("s", "<", "v"), strict=True):
         point = report.points([parent], part)
-        axes.plot(*point.T, marker, color="black", markersize=8, label=parent.label)
-    markers = [(report.average, "D", "tab:orange")]
-    markers += [(model, "^", "tab:green") for model in report.best.values()]
-    markers += [(report.knee, "*", "tab:red")]
-    for model, marker, color in markers:
-        size = 15 if marker == "*" else 8
+        axes.plot(*point.T, marker, color="black", markersize=6, label=parent.label)
+    for model, marker, color, size in (
+        (report.average, "D", "tab:orange", 7),
+        (report.knee, "*", "tab:red", 14),
+    ):
         point = report.points([model], part)
         axes.plot(
             *point.T,

@@ -187,8 +187,8 @@ def _score(folder: RunFolder, models: Path) -> tuple[Report, dict[int, dict[str,
         evaluations=len(results.told),
         parents=tuple(scored(by_origin[origin], label) for origin, label in LABELS.items()),
         average=scored(by_origin[AVERAGE], "uniform average"),
-        best={skill: scored(i, f"found, best {skill}") for skill, i in best.items()},
-        knee=scored(knee, "found, knee"),
+        best={skill: scored(i, f"best {skill}") for skill, i in best.items()},
+        knee=scored(knee, "knee"),
         front=tuple(scored(i, str(i)) for i in front),
         everything=np.array([event["objectives"] for event in results.scored]),
     )
@@ -218,7 +218,8 @@ def _export(
         Exporter(folder).export(knee.candidate, out, verify=False)
     model = load_exported(out)
     accuracies: dict[str, float] = {}
-    for skill, before in held_out[knee.candidate].items():
+    for skill in SKILLS:
+        before = held_out[knee.candidate][skill]
         images = read_images(models, skill, "held-out")
         right = predict(model, images.pixel_values) == images.labels
         differs = np.flatnonzero(right != (before == 1.0))

@@ -79,9 +79,11 @@ class Assignments:
         *,
         max_attempts: int,
         timeout_seconds: float,
+        note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args: timeout_seconds: of one attempt, from the moment a worker gets it."""
+        self._note = note
         self._max_attempts = max_attempts
         self._timeout = timeout_seconds
         self._clock = clock
@@ -102,6 +104,7 @@ class Assignments:
     def submit(self, candidate: Candidate) -> bool:
         """Queue a candidate; False, and nothing happens, when it is queued or running already."""
         if candidate.id in self._outstanding:
+            self._note(f"candidate {candidate.id}: submitted while under way; ignored")
             return False
         self._outstanding.add(candidate.id)
         self._queue.append(candidate)
@@ -119,36 +122,35 @@ class Assignments:
     def finish(self, worker: str) -> Assignment | None:
         """Close what a worker has finished; None when it had been taken away from it."""
         assignment = self._running.pop(worker, None)
-        if assignment is not None:
+        if assignment is None:
+            self._note(f"worker {worker}: a late result was dropped")
+        else:
             self._forget(assignment.candidate.id)
         return assignment
 
-    def lose(self, worker: str, reason: str, detail: str = "") -> Outcome | None:
+    def lose(self, worker: str, reason: str, detail: str = "") -> list[Outcome]:
         """Take a candidate away from a worker that failed on it.
 
         The candidate becomes the first in the queue, with its id and seed; on its last
         attempt it is given up.
 
         Returns:
-            The failed outcome when that was the last attempt, else None.
+            The failed outcome when that was the last attempt, else nothing.
         """
         assignment = self._running.pop(worker, None)
         if assignment is None:
-            return None
+            return []
         candidate, attempt = assignment.candidate, assignment.attempt
+        self._note(f"candidate {candidate.id}: attempt {attempt} lost on {worker}: {reason}")
         self._lost[candidate.id] = attempt
         if attempt < self._max_attempts:
             self._queue.appendleft(candidate)
-            return None
+            return []
         self._forget(candidate.id)
         attempts = "1 attempt" if attempt == 1 else f"{attempt} attempts"
         error = f"no result after {attempts}: {reason}"
         seconds = self._clock() - assignment.started
-        return Outcome(Evaluation(candidate, error=error), seconds, worker, attempt, detail)
-
-    def running(self, worker: str) -> Assignment | None:
-        """Return what a worker is scoring."""
-        return self._running.get(worker)
+        return [Outcome(Evaluation(candidate, error=error), seconds, worker, attempt, detail)]
 
     def overdue(self) -> list[str]:
         """Return the workers whose deadline has passed."""

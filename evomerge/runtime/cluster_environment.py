@@ -68,7 +68,7 @@ def local_surroundings() -> Surroundings:
     """
     # Ray's socket paths must stay below 108 characters, so a long TMPDIR is not used.
     parent = tempfile.gettempdir()
-    parent = parent if len(parent) <= 20 else "/tmp"
+    parent = parent if len(parent) <= 16 else "/tmp"
     _sweep(Path(parent))
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     token = folder / "token"

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 
 from evomerge.errors import ConfigError
+
+
+def check_device(wanted: str) -> None:
+    """Raise ConfigError unless `wanted` can be the name of a device, here or on a worker."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", wanted):
+        raise ConfigError(f"runtime.device is {wanted!r}; use auto, cpu or cuda:N")
 
 
 def pick_device(wanted: str) -> str:
     """Return "cpu" or "cuda:N" for a config's `runtime.device`.
 
     Raises:
-        ConfigError: A GPU is asked for and torch sees none.
+        ConfigError: The name is unknown, or a GPU is asked for that torch does not see.
     """
     import torch
 
+    check_device(wanted)
     if wanted == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda"):
@@ -23,8 +31,6 @@ def pick_device(wanted: str) -> str:
         if index >= count:
             raise ConfigError(f"runtime.device is {wanted!r}, but torch sees {count} GPUs")
         return f"cuda:{index}"
-    if wanted != "cpu":
-        raise ConfigError(f"runtime.device is {wanted!r}; use auto, cpu or cuda:N")
     return wanted
 
 

@@ -72,6 +72,7 @@ class Cluster:
             self._connect(address or "local", n_cpus, surroundings)
         except BaseException:
             surroundings.restore()
+            _adjust_ray(loopback_only=False, quiet=False)
             raise
         self._surroundings = surroundings
 
@@ -201,7 +202,9 @@ class RayPool:
             raise ExecutorError(f"the worker factory cannot be sent to workers: {error}") from None
         self._timeout_seconds = timeout_seconds
         self._note = note
-        self._assignments = Assignments(max_attempts=max_attempts, timeout_seconds=timeout_seconds)
+        self._assignments = Assignments(
+            max_attempts=max_attempts, timeout_seconds=timeout_seconds, note=note
+        )
         self._cluster = Cluster(address, max(1, math.ceil(workers * cpus_per_worker)))
         gpus = self._cluster.gpus_per_worker() if gpus_per_worker is None else gpus_per_worker
         self._environment = worker_environment(gpus)
@@ -226,8 +229,6 @@ class RayPool:
         """Queue one candidate; returns at once."""
         if self._assignments.submit(candidate):
             self._dispatch()
-        else:
-            self._note(f"candidate {candidate.id}: submitted while under way; ignored")
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Return what finished; blocks until something did or `timeout` seconds passed.
@@ -309,30 +310,16 @@ class RayPool:
             return []
         self._idle.append(seat)
         if reply.error is not None:
-            return self._attempt_lost(seat, reply.error, reply.detail)
+            return self._assignments.lose(seat.name, reply.error, reply.detail)
         assignment = self._assignments.finish(seat.name)
-        if assignment is None:
-            self._note(f"worker {seat.name}: a second result was dropped")
-            return []
-        return [outcome_of(reply, assignment, seat.name)]
-
-    def _attempt_lost(self, seat: Seat, reason: str, detail: str) -> list[Outcome]:
-        assignment = self._assignments.running(seat.name)
-        if assignment is not None:
-            self._note(
-                f"candidate {assignment.candidate.id}: attempt {assignment.attempt} lost on "
-                f"{seat.name}: {reason}"
-            )
-        outcome = self._assignments.lose(seat.name, reason, detail)
-        return [] if outcome is None else [outcome]
+        return [] if assignment is None else [outcome_of(reply, assignment, seat.name)]
 
     def _end_overdue(self) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for name in self._assignments.overdue():
-            seat = self._by_name[name]
             reason = f"deadline of {self._timeout_seconds:g} s passed"
-            outcomes += self._attempt_lost(seat, reason, "")
-            self._end(seat)  # a call that runs cannot be interrupted any other way
+            outcomes += self._assignments.lose(name, reason)
+            self._end(self._by_name[name])  # a call that runs cannot be interrupted any other way
         return outcomes
 
     # ---------------------------------------------------------------- workers
@@ -360,15 +347,14 @@ class RayPool:
         if reply.error is not None:
             self._build_failed(seat, reply.error, reply.detail)
             return
-        seat.failed_builds = 0
-        seat.is_ready = self._was_ready = True
+        seat.failed_builds, seat.is_ready, self._was_ready = 0, True, True
         self._idle.append(seat)
 
     def _worker_lost(self, seat: Seat, detail: str) -> list[Outcome]:
         if not seat.is_ready:
             self._build_failed(seat, None, detail)
             return []
-        outcomes = self._attempt_lost(seat, "worker died", detail)
+        outcomes = self._assignments.lose(seat.name, "worker died", detail)
         self._end(seat)
         return outcomes
 

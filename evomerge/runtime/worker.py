@@ -73,6 +73,8 @@ class Worker:
         """Merge, install, score; a failure becomes an evaluation with an error."""
         started = time.perf_counter()
         detail = ""
+        for subject in self._subjects:
+            subject.name = f"candidate {candidate.id}"  # in messages
         try:
             weights = self.install(candidate.recipe)
             scores = self.score()

@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from evomerge.errors import SourceError
+from evomerge.errors import SourceError, nearest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 # Subfolders hold other formats, and `consolidated` the same weights once more.
 _IGNORED = ("*/*", "consolidated*")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a path, or not ours to look at
+        return False
+
+
+def _nearest_neighbour(path: Path) -> str:
+    """Return " Did you mean '…'?" for the entry beside `path` that is most like it."""
+    try:
+        return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
@@ -30,7 +45,7 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
             revision is given for a local path other than a hub cache's snapshot.
     """
     path = base_dir / Path(ref).expanduser()
-    if ref and path.exists():
+    if ref and _exists(path):
         # The path of a snapshot may come from an earlier call, revision and all.
         is_snapshot = path.parent.name == "snapshots" and path.parents[1].name[:8] == "models--"
         if revision is not None and not is_snapshot:
@@ -41,8 +56,8 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
         return path
     if not _HUB_ID.fullmatch(ref) or ".." in ref:
         raise SourceError(
-            f"{ref!r}: there is no {path}, and it is not a hub id like 'org/name'. "
-            f"Correct the path; relative ones start at {base_dir}."
+            f"{ref!r:.300}: there is no {str(path):.300}, and it is not a hub id like 'org/name'."
+            f"{_nearest_neighbour(path)} Correct the path; relative ones start at {base_dir}."
         )
     try:
         from huggingface_hub import snapshot_download
@@ -58,7 +73,8 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
     except Exception as error:  # whatever its HTTP stack raises, the model cannot be had
         raise SourceError(
             f"{ref}: there is no {path}, and the hub model (revision {revision or 'default'}) "
-            f"cannot be had: {type(error).__name__}: {error} Check the name and the network "
+            f"cannot be had: {type(error).__name__}: {error}{_nearest_neighbour(path)} "
+            "Check the name and the network "
             "(HF_HUB_OFFLINE, HF_TOKEN), or download it and give its folder."
         ) from error
     return Path(snapshot)

@@ -51,6 +51,7 @@ def open_source(
     if base is None:
         raise SourceError(
             f"{path}: is a LoRA adapter on {adapter_base_name(path)!r}, and no base model is "
-            "given. Set `path:` to the base model and `lora:` to this folder."
+            "given. Give a `base_model:`, or the model under it: `model: PATH` with `lora:` set "
+            "to this folder."
         )
     return LoraSource(id, path, base)

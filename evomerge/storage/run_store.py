@@ -85,17 +85,17 @@ class RunFolder:
         """Create the folder with its first files, all or nothing.
 
         Raises:
-            RunError: Something is already there.
+            RunError: Something is already there, or the folder cannot be written.
         """
-        if self.path.exists() and any(self.path.iterdir()):
+        is_vacant = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        if not is_vacant or not self.path.name:  # "." cannot be put in place in one step
             raise RunError(
                 f"{self.path}: exists and is not an evomerge run; choose another --run folder"
             )
-        with explained(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         nursery = self.path.with_name(f".{self.path.name}.creating-{os.getpid()}")
         shutil.rmtree(nursery, ignore_errors=True)  # left by a process of this number
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             nursery.mkdir()
             for name in ("arrived", "exports"):
                 (nursery / name).mkdir()

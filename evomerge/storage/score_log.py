@@ -35,10 +35,12 @@ class ScoreLog:
         """Open for writing after the first `rows` rows; later bytes are cut off.
 
         Raises:
-            JournalError: The file is shorter than the journal says.
+            JournalError: The file is missing, or shorter than the journal says.
         """
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         wanted = rows * self.n_examples * 4
+        if wanted and not self.path.exists():
+            raise JournalError(f"{self.path}: is missing, the journal needs {wanted} bytes")
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         size = os.fstat(self._file).st_size
         if size < wanted:
             raise JournalError(f"{self.path}: has {size} bytes, the journal needs {wanted}")
@@ -79,9 +81,12 @@ class ScoreLog:
             JournalError: The row is missing or altered.
         """
         width = self.n_examples * 4
-        with self.path.open("rb") as file:
-            file.seek(row * width)
-            data = file.read(width)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(row * width)
+                data = file.read(width)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be read: {error.strerror}") from None
         if row_digest(data) != digest:
             raise JournalError(f"{self.path}: row {row} is missing or was altered")
         return np.frombuffer(data, dtype="<f4").astype(np.float32)

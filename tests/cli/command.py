@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,6 @@ class Place:
     models: TinyModels
     config: dict[str, Any]
     text: str | bytes | None = None  # instead of `config`
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> Path:

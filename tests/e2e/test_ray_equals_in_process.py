@@ -30,6 +30,9 @@ def test_ordered_runs_in_process_and_on_ray_are_identical(tiny_models, tmp_path)
             tmp_path / "in-process" / name
         ).read_bytes(), name
     assert fronts["ray"] == fronts["in-process"]
-    used = {line.split("worker=")[1].split()[0] for line in
-            (tmp_path / "ray" / "events.log").read_text().splitlines() if "worker=" in line}
+    used = {
+        line.split("worker=")[1].split()[0]
+        for line in (tmp_path / "ray" / "events.log").read_text().splitlines()
+        if "worker=" in line
+    }
     assert len(used) == 2, f"both actors must have worked, saw {used}"

@@ -3,7 +3,10 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -124,6 +127,67 @@ def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
     assert extra <= 12 * driver_kills + actor_kills * 2
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, tmp_path):
+    evaluations = 80
+    (tmp_path / "a").mkdir()
+    _config(tiny_models, tmp_path / "a" / "c.yaml", evaluations, 0.2)
+    whole = tmp_path / "whole"
+    assert evomerge("search", tmp_path / "a" / "c.yaml", "--run", whole).returncode == 0
+
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    env = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every listener on loopback
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    run, log = tmp_path / "run", tmp_path / "log"
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.cluster_host"],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **env},
+    ) as host:
+        address, doomed, _ = host.stdout.readline().split()
+        where = ("--executor", "ray", "--address", address, "--workers", "2")
+        process = start("search", tmp_path / "a" / "c.yaml", "--run", run, *where, log=log, env=env)
+        try:
+            _wait(lambda: _told(run) > 10 or process.poll() is not None, 180)
+            psutil.Process(int(doomed)).kill()
+            _wait(lambda: _told(run) > 20 or process.poll() is not None, 180)
+            host.stdin.write("add\n")
+            host.stdin.flush()
+            assert host.stdout.readline() == "added\n"
+            _kill_one_actor(host.pid)
+            _wait(lambda: _told(run) > 40 or process.poll() is not None, 180)
+            assert process.poll() is None, log.read_text()[-3000:]
+            process.kill()
+            process.wait()
+            done = evomerge("resume", run, *where, timeout=240, env=env)
+            assert done.returncode == 0, done.stderr
+        finally:
+            process.kill()
+            process.wait()
+            host.stdin.close()
+            host.wait(60)
+    _check(run, whole, evaluations)
+    lost = [line for line in (run / "events.log").read_text().splitlines() if " lost on " in line]
+    assert len(lost) >= 1, "the raylet took a running candidate with it"
+
+
+def _kill_one_actor(host):
+    """Kill a worker on any node of the cluster."""
+    _scorers(host)[0].kill()
+
+
 def _told(run):
     """Count results without reading the journal as JSON: its last line may be torn just now."""
     path = run / "journal.jsonl"
@@ -138,11 +202,23 @@ def _wait(condition, seconds=60):
 
 
 def _actors(process):
+    return _scorers(process.pid)
+
+
+def _scorers(pid):
+    """Return the living worker actors below a process."""
+    found = []
     try:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "ray::ScorerActor" in " ".join(child.cmdline())]
+        children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return []
+        return found
+    for child in children:
+        try:
+            if "ray::ScorerActor" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # gone, or a zombie
+            continue
+    return found
 
 
 def _kill_tree(process):
