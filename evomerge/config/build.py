@@ -248,7 +248,7 @@ def header_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[
             for index, (before, after) in enumerate(zip(old, new, strict=True)):
                 walk(f"{path}.{index}", before, after)
         elif old != new:
-            lines.append(f"{path} was {old!r}, is {new!r}")
+            lines.append(f"{path} was {old!r:.300}, is {new!r:.300}")
 
     walk("", dict(then), dict(now))
     return lines

@@ -88,10 +88,12 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
     base, others = (configs[0], configs[1:]) if has_base else (None, configs)
     models = open_sources(*resolve_model_configs(base, others, file.parent))
     for record in models.record:
-        if digests[str(record["id"])] != record["digest"]:
+        # As it is read, its token rows in the donor's order; masks are keyed by this one too.
+        digest = models.sources[str(record["id"])].digest
+        if digests[str(record["id"])] != digest:
             raise SourceError(
                 f"{record['model']}: is not the model this recipe was made with (digest "
-                f"{record['digest']}, expected {digests[str(record['id'])]})"
+                f"{digest}, expected {digests[str(record['id'])]})"
             )
     return recipe, models, dtype
 

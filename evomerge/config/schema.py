@@ -211,13 +211,14 @@ def apply_override(body: dict[str, Any], override: str) -> None:
             index: Any = int(key)
         elif isinstance(target, dict):
             index = key
-            if isinstance(target.get(key), str) and not last:
-                target[key] = {"name" if key != "base_model" else "model": target[key]}
             if not last and key not in target:
                 target[key] = {}
         else:
             raise ConfigError(f"--set {override}: {'.'.join(keys[:position])} has no keys")
         if last:
             target[index] = value
-        else:
-            target = target[index]
+            return
+        if isinstance(target[index], str):  # the short form of a section
+            is_model = keys[0] in ("base_model", "models")
+            target[index] = {"model" if is_model else "name": target[index]}
+        target = target[index]

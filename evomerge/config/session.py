@@ -237,16 +237,22 @@ def open_or_create(
         raise RunError(f"{folder.path}: exists; --warm-start begins a new run, give a new --run")
     stored = read_run_config(folder)
     wanted = _as_created(resolve_config(config, base_dir), config, stored)
+    # Before the models are opened: another model is no change of the one the run began with.
+    _refuse_other_config(folder, stored, wanted.model_copy(update={"merge": stored.merge}))
     models = open_models(wanted, known=read_sources(folder))
     _, merge = build_search_space(wanted, models, None)
     wanted = wanted.model_copy(update={"merge": merge})
+    _refuse_other_config(folder, stored, wanted)
+    return wanted, True
+
+
+def _refuse_other_config(folder: RunFolder, stored: RunConfig, wanted: RunConfig) -> None:
     changed = header_differences(stored.replay_part(), wanted.replay_part())
     if changed:
         raise RunError(
             f"{folder.path}: holds a run of another config: {changed[0]}. Only `budget` and "
             "`runtime` may change; give a new --run folder for a new search."
         )
-    return wanted, True
 
 
 def _as_created(wanted: RunConfig, given: RunConfig, stored: RunConfig) -> RunConfig:

@@ -49,7 +49,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Normalise arrays and refuse anything that is not a finite, consistent recipe."""
         params = {
-            name: np.ascontiguousarray(value, dtype=np.float64)
+            name: np.array(value, dtype=np.float64, order="C", ndmin=1)  # a copy: it is frozen
             for name, value in sorted(self.params.items())
         }
         for name, value in params.items():
@@ -66,7 +66,7 @@ class Recipe:
         if (self.breaks is None) == (self.grouping == SEGMENTS):
             raise ConfigError("recipe: `breaks` is needed for grouping 'segments', and only there")
         if self.breaks is not None:
-            breaks = np.ascontiguousarray(self.breaks, dtype=np.int64)
+            breaks = np.array(self.breaks, dtype=np.int64)
             if (
                 breaks.ndim != 1
                 or len(breaks) < 2
@@ -125,6 +125,8 @@ class Recipe:
                 raise TypeError("operator and grouping must be strings")
             params = {str(k): np.asarray(v, dtype=np.float64) for k, v in body["params"].items()}
             raw = body.get("breaks")
+            if raw is not None and not all(type(offset) is int for offset in raw):
+                raise TypeError("breaks must be integers")
             breaks = None if raw is None else np.asarray(raw, dtype=np.int64)
             settings = dict(body.get("settings", {}))
             return cls(body["operator"], sources, params, body["grouping"], breaks, settings)

@@ -15,7 +15,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 # Counters per pass; the int64 temporaries of one pass stay inside a CPU cache.
-_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
+_CPU_CHUNK, _GPU_CHUNK = 1 << 15, 1 << 22
 
 
 def philox_blocks(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
@@ -67,7 +67,7 @@ def philox_uniform(
         raise ValueError(f"n and start must not be negative, are {n} and {start}")
     out = torch.empty(n, dtype=torch.float32, device=device)
     words = (key & _WORD, (key >> 32) & _WORD)
-    chunk = _CHUNK.get(out.device.type, _CHUNK["cpu"])
+    chunk = _CPU_CHUNK if out.device.type == "cpu" else _GPU_CHUNK
     stop = start + n
     for first in range(start // 4, -(-stop // 4), chunk):
         last = min(first + chunk, -(-stop // 4))

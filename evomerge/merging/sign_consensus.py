@@ -20,7 +20,7 @@ Rescale = Literal["inverse", "l1", "none"]
 Vectors = Literal["auto", "exempt", "include"]
 
 # Elements per pass: the E float64 slices of one pass should fit a CPU's cache.
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+_CPU_CHUNK, _GPU_CHUNK = 1 << 16, 1 << 24
 
 
 def n_kept(density: float, n_elements: int) -> int:
@@ -100,7 +100,7 @@ def combine(
     shape, n_elements = deltas[0].shape, deltas[0].numel()
     flat = [delta.reshape(-1) for delta in deltas]
     out = torch.empty(n_elements, dtype=torch.float32, device=flat[0].device)
-    chunk = _CHUNK.get(out.device.type, _CHUNK["cpu"])
+    chunk = _CPU_CHUNK if out.device.type == "cpu" else _GPU_CHUNK
     for start in range(0, n_elements, chunk):
         part = torch.stack([delta[start : start + chunk] for delta in flat])
         out[start : start + chunk] = _combine_chunk(part, weights, vote, divisor)

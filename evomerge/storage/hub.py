@@ -56,7 +56,7 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
         return path
     if not _HUB_ID.fullmatch(ref) or ".." in ref:
         raise SourceError(
-            f"{ref!r:.300}: there is no {str(path):.300}, and it is not a hub id like 'org/name'."
+            f"{ref!r:.300}: there is no {path!s:.300}, and it is not a hub id like 'org/name'."
             f"{_nearest_neighbour(path)} Correct the path; relative ones start at {base_dir}."
         )
     try:

@@ -201,7 +201,9 @@ MERGE = [
     ),
     Case("merge-value-illegal", merge(name="ties", density=1.5), ("merge.density is 1.5", "1")),
     Case(
-        "merge-range-illegal", merge(name="ties", density=[0.5, 2]), ("merge.density is 2", "most 1")
+        "merge-range-illegal",
+        merge(name="ties", density=[0.5, 2]),
+        ("merge.density is 2", "most 1"),
     ),
     Case(
         "merge-range-reversed",
@@ -424,7 +426,9 @@ def overlap(header: dict) -> None:
 NORM = "vit.layernorm.weight"
 
 
-def edit_tensor(edit: Callable[[np.ndarray], np.ndarray], name: str = NORM, dtype: str = "") -> Break:
+def edit_tensor(
+    edit: Callable[[np.ndarray], np.ndarray], name: str = NORM, dtype: str = ""
+) -> Break:
     """Change one float32 tensor of x; every other one keeps its bytes."""
 
     def breaks(place: Place) -> None:
@@ -527,7 +531,9 @@ def other_architecture(place: Place) -> None:
 
 
 MODELS = [
-    Case("base-missing", put("base_model", "models/bse"), ("models/bse", "Did you mean 'base'?"), 3),
+    Case(
+        "base-missing", put("base_model", "models/bse"), ("models/bse", "Did you mean 'base'?"), 3
+    ),
     Case("model-missing", put("models.0.model", "/nowhere/at/all"), ("/nowhere/at/all",), 3),
     Case("model-path-too-long", put("models.0.model", "x" * 5000), ("hub id",), 3),
     Case("hub-id-offline", put("models.0.model", "org/model"), ("org/model", "HF_HUB_OFFLINE"), 3),
@@ -539,8 +545,12 @@ MODELS = [
     ),
     Case("lora-missing", put("models.0.lora", "no-adapter"), ("'no-adapter'",), 3),
     Case("lora-is-a-model", put("models.0.lora", "models/y"), ("models/y", "adapter_model"), 3),
-    Case("one-model", both(drop("base_model"), put("models", ["models/x"]), put("merge", "linear")),
-         ("at least two models", "`models:`"), 3),
+    Case(
+        "one-model",
+        both(drop("base_model"), put("models", ["models/x"]), put("merge", "linear")),
+        ("at least two models", "`models:`"),
+        3,
+    ),
     Case("same-model-twice", put("models", ["models/base"]), ("nothing to merge", "base"), 3),
     Case("no-weights", remove("model.safetensors"), ("models/x", "neither model.safetensors"), 3),
     Case("pickled-weights", pickle_only, ("models/x", "pytorch_model.bin", "save_pretrained"), 3),
@@ -602,7 +612,8 @@ MODELS = [
     Case(
         "integer-matrix",
         edit_tensor(
-            lambda array: array.astype("<i4"), "vit.embeddings.patch_embeddings.projection.weight",
+            lambda array: array.astype("<i4"),
+            "vit.embeddings.patch_embeddings.projection.weight",
             "I32",
         ),
         ("patch_embeddings.projection.weight (I32)", "quantised"),

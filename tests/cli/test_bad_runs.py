@@ -290,7 +290,11 @@ RUN = [
         ("search", "c.yaml", "--run", "c.yaml"),
         ("c.yaml",),
     ),
-    Case("search-below-a-file", ("search", "c.yaml", "--run", "c.yaml/new"), ("c.yaml/new: cannot be created",)),
+    Case(
+        "search-below-a-file",
+        ("search", "c.yaml", "--run", "c.yaml/new"),
+        ("c.yaml/new: cannot be created",),
+    ),
     Case(
         "search-over-other-files",
         ("search", "c.yaml", "--run", "models"),
@@ -594,7 +598,9 @@ def test_a_merge_into_an_empty_current_folder_works(recipe, place, evomerge, mon
     monkeypatch.chdir(place.folder / "here")
     assert evomerge("merge", recipe, "--out", ".").code == 0
     assert (place.folder / "here" / "model.safetensors").is_file()
-    assert_one_line(evomerge("merge", recipe, "--out", place.folder / "here"), 2, ("here: already",))
+    assert_one_line(
+        evomerge("merge", recipe, "--out", place.folder / "here"), 2, ("here: already",)
+    )
 
 
 def test_a_run_needs_a_folder_of_its_own(place, evomerge, monkeypatch):

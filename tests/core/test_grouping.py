@@ -74,7 +74,9 @@ def test_module_is_layer_by_kind():
     assert "head" in found
 
 
-@pytest.mark.parametrize("wrong", ["layers", "block:0", "block:-1", "block:x", "block:N", "block", ""])
+@pytest.mark.parametrize(
+    "wrong", ["layers", "block:0", "block:-1", "block:x", "block:N", "block", ""]
+)
 def test_unknown_groupings_are_refused(wrong):
     with pytest.raises(ConfigError, match="is not a grouping"):
         assign_groups(wrong, names("llama", 2))

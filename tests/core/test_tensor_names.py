@@ -214,7 +214,9 @@ def test_order_is_stem_blocks_by_number_then_tail(family):
     assert layers == sorted(layers), "2 comes before 10"
 
 
-@pytest.mark.parametrize("name", ["buffer", "model.rotary.inv_freq", "h.0.attn.masked_bias", "x.y.z"])
+@pytest.mark.parametrize(
+    "name", ["buffer", "model.rotary.inv_freq", "h.0.attn.masked_bias", "x.y.z"]
+)
 def test_unknown_names_fall_back_to_other(name):
     assert place(name).kind == "other"
 

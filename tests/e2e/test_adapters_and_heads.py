@@ -304,6 +304,27 @@ def test_a_base_saved_without_its_prefix_is_lined_up_with_its_fine_tunes(tmp_pat
     body = rp.config(tmp_path, labelled_tasks(tmp_path, "bert"))
     found = rp.search_and_export(tmp_path / "work", body)
     assert set(found.facts["left_out"]) == {"classifier.weight", "classifier.bias"}
+    tensors = [rp.tensors_of(tmp_path / name) for name in ("base", *LABELS)]
+    stripped = [
+        rp.folder_of(
+            tmp_path / "base",
+            {n.removeprefix("bert."): t for n, t in item.items() if "classifier" not in n},
+            tmp_path / f"stripped-{i}",
+        )
+        for i, item in enumerate(tensors)
+    ]
+    run = tmp_path / "work" / "run"
+    found = rp.export(
+        tmp_path / "work", run, found.facts, rp.searched_candidate(run, "task_arithmetic")
+    )
+    merged = rp.dense_merge(stripped, rp.task_vectors(found))
+    written = rp.tensors_of(found.folder)
+    assert set(written) == set(merged)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(written[name], tensor, rtol=2e-5, atol=2e-5)
+    transformers.AutoModel.from_pretrained(found.folder)
+    again = rp.cli("merge", found.folder / "recipe.json", "--out", tmp_path / "again", "--json")
+    assert again.json["weights_digest"] == found.row["weights_digest"]
 
 
 # --------------------------------------------------------------------------- vocabularies
@@ -360,6 +381,8 @@ def test_other_token_orders_are_merged_by_token(base_is_tied, tmp_path):
     rp.assert_same_model(found.folder, merged, tmp_path / "base", tmp_path)
     tokens = transformers.AutoTokenizer.from_pretrained(found.folder)
     assert tokens.get_vocab() == byte_tokenizer().get_vocab()
+    again = rp.cli("merge", found.folder / "recipe.json", "--out", tmp_path / "again", "--json")
+    assert again.json["weights_digest"] == found.row["weights_digest"]
 
 
 def untied_copy(folder, out, seed):

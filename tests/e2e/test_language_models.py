@@ -1,6 +1,7 @@
 """Language models: every merge method, algorithm and evaluator, through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,8 +136,17 @@ SEARCHES = {
 }
 
 
+def cut_short(run, out):
+    """Copy a run as a crash would have left it: its journal ends in the middle of a line."""
+    shutil.copytree(run, out)
+    whole = (run / "journal.jsonl").read_bytes()
+    (out / "journal.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
+
+
 @pytest.mark.parametrize("algorithm", SEARCHES)
-def test_each_algorithm_copes_with_negative_scores_and_repeats_itself(algorithm, models, tmp_path):
+def test_each_algorithm_copes_with_negative_scores_repeats_itself_and_resumes(
+    algorithm, models, tmp_path
+):
     section, merge = SEARCHES[algorithm]
     body = rp.config(
         models,
@@ -149,6 +159,10 @@ def test_each_algorithm_copes_with_negative_scores_and_repeats_itself(algorithm,
     again, _ = rp.search(tmp_path / "two", body)
     for file in ("journal.jsonl", "scores.f32", "front.json", "derived.npz"):
         assert (run / file).read_bytes() == (again / file).read_bytes(), file
+    cut_short(run, tmp_path / "cut")
+    rp.cli("resume", tmp_path / "cut")
+    for file in ("journal.jsonl", "scores.f32", "front.json"):
+        assert (run / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
     told = [event for event in rp.journal(run) if event["kind"] == "told"]
     assert all(value < 0 for event in told for value in event["objectives"])
     status = rp.cli("status", run, "--json").json
@@ -191,6 +205,18 @@ def test_m2n2_refuses_what_it_would_pass_over(key, value, models, tmp_path):
         assert sum(origin.startswith("founder") for origin in origins) == founders
     else:
         assert f"merge.{key}: 'm2n2'" in rp.cli("check", file, expect=2).err
+
+
+def test_other_models_in_an_existing_run_are_named(models, tmp_path):
+    body = rp.config(models, [rp.text_task(tmp_path)], budget={"evaluations": 2})
+    run, _ = rp.search(tmp_path / "work", body)
+    for changed, key in (
+        ([{"name": "x", "model": str(models / "y")}, str(models / "base")], "models.0.model"),
+        ([str(models / "x")], "models was"),
+    ):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(body | {"models": changed}))
+        said = rp.cli("search", tmp_path / "c.yaml", "--run", run, expect=3)
+        assert f"holds a run of another config: {key}" in said.err
 
 
 def test_a_process_of_its_own_finds_the_same(models, tmp_path):

@@ -116,7 +116,7 @@ def test_bad_arrays_are_named(tmp_path, arrays, message):
 def test_garbage_instead_of_npz_is_named(tmp_path):
     path = tmp_path / "images.npz"
     path.write_bytes(b"PK not really")
-    with pytest.raises(DataError, match="cannot be read as npz"):
+    with pytest.raises(DataError, match="is not an npz file"):
         Classification(examples=path).n_examples()
 
 
