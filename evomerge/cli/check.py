@@ -50,7 +50,8 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "tasks": dict(prepared.tasks.sizes),
         "held_out": {name: e.n_examples() for name, e in prepared.tasks.held_out.items()},
         "example_evaluations": config.budget.evaluations * sum(prepared.tasks.sizes.values()),
-        "workers": config.runtime.workers,
+        "executor": config.runtime.executor,
+        "workers": config.runtime.workers if config.runtime.executor == "ray" else 1,
         "look_ahead": config.search.look_ahead,
         # resident model + one tensor name over all sources and a float32 accumulator
         "memory_per_worker_bytes": model_bytes + 4 * largest * (len(space.sources) + 2),

@@ -226,13 +226,18 @@ def build_header(
 
 
 def data_digests(tasks: Tasks) -> dict[str, str]:
-    """Return path -> digest of every file the search's evaluators read."""
-    found: dict[str, str] = {}
+    """Return path -> digest of every file the search's evaluators read, code included."""
+    files: set[Path] = set()
     for evaluator in tasks.search.values():
-        for item in dataclasses.fields(evaluator):  # type: ignore[arg-type]
-            value = getattr(evaluator, item.name)
-            if isinstance(value, Path) and value.is_file():
-                found[str(value)] = hashlib.blake2b(value.read_bytes(), digest_size=16).hexdigest()
+        values = [getattr(evaluator, item.name) for item in dataclasses.fields(evaluator)]  # type: ignore[arg-type]
+        code = getattr(evaluator, "code_files", tuple)
+        files |= {value for value in (*values, *code()) if isinstance(value, Path)}
+    found: dict[str, str] = {}
+    for path in sorted(files):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            found[str(path)] = digest.hexdigest()
     return found
 
 

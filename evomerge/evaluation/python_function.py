@@ -53,6 +53,14 @@ class PythonFunction:
         if not (colon and module and name.isidentifier()):
             raise ConfigError(f'python: function is {self.function!r}, expected "module:function".')
 
+    def code_files(self) -> tuple[Path, ...]:
+        """Return the module's file if it lies in `path`; a changed one cannot be replayed."""
+        if self.path is None:
+            return ()
+        stem = self.path.joinpath(*self.function.partition(":")[0].split("."))
+        found = (stem.with_suffix(".py"), stem / "__init__.py")
+        return tuple(file for file in found if file.is_file())
+
     def n_examples(self) -> int:
         """Return N after importing the function; ConfigError when that fails."""
         self._load()

@@ -21,13 +21,16 @@ from evomerge.core.objective import Objectives
 from evomerge.core.pareto import FrontArchive, frozen_reference
 from evomerge.core.population import Population
 from evomerge.core.search_space import SearchSpace
-from evomerge.errors import ReplayError, RunError
+from evomerge.errors import EvaluationError, ReplayError, RunError
 from evomerge.search.events import Event, asked_event, candidate_of, candidate_seed, told_event
 from evomerge.search.ports import Executor, Outcome, RunLog
 from evomerge.seeding import generator
 
 TellOrder = Literal["asked", "completed"]
 StopReason = Literal["budget", "seconds", "interrupted", "exhausted"]
+
+# A search whose first results are all failures is not going to recover by itself.
+GIVE_UP_AFTER = 10
 
 # How long one wait for results blocks before the stop flag is looked at again.
 POLL_SECONDS = 0.5
@@ -123,7 +126,11 @@ class SearchLoop:
     # -------------------------------------------------------------------- run
 
     def run(self, executor: Executor) -> StopReason:
-        """Search until the budget is spent or a stop is requested; returns why it ended."""
+        """Search until the budget is spent or a stop is requested; returns why it ended.
+
+        Raises:
+            EvaluationError: The first `GIVE_UP_AFTER` results were all failures.
+        """
         started = time.monotonic()
         for candidate in list(self.waiting.values()):  # asked before a crash, never told
             self._submit(candidate, executor)
@@ -184,7 +191,8 @@ class SearchLoop:
         evaluation = replace(outcome.evaluation, candidate=self.waiting[candidate_id])
         self._ready[candidate_id] = evaluation
         self._note(outcome)
-        if self.plan.tell_order == "asked" and candidate_id != next(iter(self.waiting)):
+        is_early = self.plan.tell_order == "asked" and candidate_id != next(iter(self.waiting))
+        if is_early and evaluation.error is None:  # a failure is worth another try after a crash
             self.log.park(evaluation)
             self._parked.add(candidate_id)
 
@@ -205,6 +213,11 @@ class SearchLoop:
             if turn in self._parked:
                 self._parked.discard(turn)
                 self.log.unpark(turn)
+            if not len(self.population) and self.population.failures >= GIVE_UP_AFTER:
+                raise EvaluationError(
+                    f"the first {self.n_told} candidates all failed; the last one with: "
+                    f"{evaluation.error}. Mend the cause (events.log has the tracebacks) and resume"
+                )
             self._fill(executor)
 
     def _drain(self, executor: Executor) -> None:

@@ -9,7 +9,7 @@ from evomerge.algorithms.nevergrad_adapter import CmaEs
 from evomerge.algorithms.optuna_adapter import Nsga2
 from evomerge.core.candidate import Evaluation, Proposal
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ReplayError
+from evomerge.errors import EvaluationError, ReplayError
 from evomerge.search.ports import Outcome
 
 from .fakes import SPACE, Killed, MemoryLog, ShuffledExecutor, make_loop, replayable, score
@@ -168,3 +168,14 @@ def test_a_time_limit_drains():
     loop = make_loop(log)
     object.__setattr__(loop.plan, "seconds", 0.0)
     assert loop.run(ShuffledExecutor(0)) == "seconds"
+
+
+def test_a_search_that_only_fails_stops_and_says_why():
+    log = MemoryLog()
+    loop = make_loop(log)
+    with pytest.raises(EvaluationError, match="first 10 candidates all failed.*no luck"):
+        loop.run(ShuffledExecutor(0, scorer=lambda c: Evaluation(c, error="no luck")))
+    assert sum(event["kind"] == "told" for event in log.events) == 10
+    again = make_loop(log)
+    again.replay(replayable(log))
+    assert again.run(ShuffledExecutor(1)) == "budget", "once mended, the run goes on"
