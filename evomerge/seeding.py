@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 
@@ -13,7 +14,7 @@ def derive(seed: int, *path: str | int) -> int:
     The same arguments give the same seed on every machine and in every release;
     different paths give unrelated seeds (a keyed BLAKE2b hash).
     """
-    text = "/".join([str(seed), *(f"{type(part).__name__}:{part}" for part in path)])
+    text = json.dumps([seed, *path])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -206,9 +206,17 @@ def compute_derived(config: RunConfig, models: OpenModels) -> Derived:
 
 
 def build_header(
-    config: RunConfig, models: OpenModels, tasks: Tasks, warm_digest: str
+    config: RunConfig, models: OpenModels, tasks: Tasks, *, derived: bytes, warm_digest: str
 ) -> dict[str, Any]:
-    """Return the journal's header: all that a replay depends on."""
+    """Return the journal's header: all that a replay depends on.
+
+    Args:
+        config: The resolved config.
+        models: Its models.
+        tasks: Its evaluators.
+        derived: Content of derived.npz.
+        warm_digest: Digest of warm_start.json, "" without one.
+    """
     versions = {"evomerge": evomerge.__version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in REPLAY_PACKAGES}
     header: dict[str, Any] = {
@@ -217,6 +225,7 @@ def build_header(
         "config": config.replay_part(),
         "sources": {str(record["id"]): record["digest"] for record in models.record},
         "data": data_digests(tasks),
+        "derived": hashlib.blake2b(derived, digest_size=16).hexdigest(),
         "tasks": dict(tasks.sizes),
         "versions": versions,
     }

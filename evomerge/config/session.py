@@ -130,7 +130,13 @@ class Session:
         self.objectives = build_objectives(self.config)
         warm = WarmStart.of(folder)
         self.space, _ = build_search_space(self.config, self.models, span, warm.proposals)
-        header = build_header(self.config, self.models, self.tasks, warm.digest)
+        header = build_header(
+            self.config,
+            self.models,
+            self.tasks,
+            derived=folder.derived.read_bytes(),
+            warm_digest=warm.digest,
+        )
         self.store = RunStore(folder, header=header, tasks=self.tasks.sizes)
         try:
             self._refuse_changes(header)
