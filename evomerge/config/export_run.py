@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.config.build import build_tasks
+from evomerge.config.held_out import held_out_worker
 from evomerge.config.models import open_models
 from evomerge.config.results import RunResults
 from evomerge.config.workers import load_derived, read_sources, worker_of
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.picking import pick
 from evomerge.errors import ConfigError, RunError
-from evomerge.evaluation.evaluator import Evaluator
 from evomerge.export import (
     CardFacts,
     ExportResult,
@@ -120,7 +120,15 @@ class Exporter:
         Raises:
             RunError: A score differs; names task and example.
         """
-        worker = self._worker(self.tasks.search, donor=exported)
+        runtime = self.config.runtime
+        worker = worker_of(
+            MergeInputs(self.models.space, self.models.sources, self.derived),
+            replace(self.models, donor=exported),
+            self.tasks.search,
+            device=runtime.device,
+            threads=runtime.threads
+            or threads_per_worker(runtime.workers or 1, self.models.space.n_elements),
+        )
         again = worker.score()
         event = next(e for e in self.results.scored if int(e["id"]) == candidate_id)
         log = ScoreLog(self.results.folder.scores, sum(self.tasks.sizes.values()))
@@ -135,20 +143,11 @@ class Exporter:
                 )
         return len(row)
 
-    def _worker(self, evaluators: Mapping[str, Evaluator], donor: Path | None = None) -> Worker:
-        runtime = self.config.runtime
-        inputs = MergeInputs(self.models.space, self.models.sources, self.derived)
-        models = self.models if donor is None else replace(self.models, donor=donor)
-        threads = runtime.threads or threads_per_worker(
-            runtime.workers or 1, self.models.space.n_elements
-        )
-        return worker_of(inputs, models, evaluators, device=runtime.device, threads=threads)
-
     def _score_held_out(self, candidate_id: int) -> dict[str, ScoreArray]:
         if not self.tasks.held_out:
             return {}
         if self._held_out_worker is None:
-            self._held_out_worker = self._worker(self.tasks.held_out)
+            self._held_out_worker = held_out_worker(self.config, self.models, self.derived)
         self._held_out_worker.install(self.results.candidate(candidate_id).recipe)
         return self._held_out_worker.score()
 
