@@ -140,6 +140,7 @@ class Session:
         self.store = RunStore(folder, header=header, tasks=self.tasks.sizes)
         try:
             self._refuse_changes(header)
+            self._keep_budget()
             self.loop = SearchLoop(
                 algorithm=build_algorithm(self.config),
                 space=self.space,
@@ -173,6 +174,13 @@ class Session:
                 "continued exactly. Put it back, or begin a new run from this one's "
                 f"evaluations: evomerge search CONFIG --warm-start {self.folder.path}"
             )
+
+    def _keep_budget(self) -> None:
+        """Write a changed budget to config.yaml, so that `status` and a later resume know it."""
+        stored = read_run_config(self.folder)
+        if stored.budget != self.config.budget:
+            body = stored.model_copy(update={"budget": self.config.budget}).model_dump(mode="json")
+            self.store.rewrite_config(dump_yaml(body).encode())
 
     def executor(self) -> Executor:
         """Start the workers that the config asks for."""

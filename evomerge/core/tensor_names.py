@@ -7,6 +7,7 @@ DistilBERT and ViT checkpoints; anything else falls back to "other".
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,6 +101,12 @@ def _section(layer: int | None, kind: str, inside: str) -> Section:
         return "blocks"
     is_tail = kind == "head" or (kind == "norm" and not _STEM.search(inside))
     return "tail" if is_tail else "stem"
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """Return the number of layers of the model with tensors of these names."""
+    layers = (place(name).layer for name in names)
+    return 1 + max((layer for layer in layers if layer is not None), default=-1)
 
 
 def order_key(name: str) -> tuple[int, int, str]:

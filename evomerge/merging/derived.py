@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.model_space import ModelSpace
+from evomerge.core.tensor_names import place
 from evomerge.errors import ConfigError
 from evomerge.merging.flat_reader import PIECE, FlatReader
+from evomerge.merging.operator import Pool
 from evomerge.merging.source import TensorSource
 from evomerge.merging.sums import ROW, exact_column_sums, row_sums
 from evomerge.merging.thresholds import GlobalThresholds
@@ -119,6 +122,11 @@ def change_basis(gram: FloatArray, space: ModelSpace, sources: tuple[str, ...]) 
     return rows @ gram @ rows.T
 
 
+def _pool_label(name: str) -> str:
+    where = place(name)
+    return where.section if where.layer is None else f"layer.{where.layer}"
+
+
 @dataclass(frozen=True, eq=False)
 class Derived:
     """Results that merge operators ask for.
@@ -130,6 +138,19 @@ class Derived:
 
     grams: Mapping[str, FloatArray] = field(default_factory=dict)
     thresholds: GlobalThresholds | None = None
+
+    def pooled_gram(self, name: str, pool: Pool) -> FloatArray:
+        """Return (K, K) the sum of the Gram matrices of a tensor's layer, or of the model."""
+        label = _pool_label(name) if pool == "layer" else "model"
+        return self._pooled_grams[label]
+
+    @cached_property
+    def _pooled_grams(self) -> dict[str, FloatArray]:
+        pooled: dict[str, FloatArray] = {}
+        for name, gram in self.grams.items():
+            for label in (_pool_label(name), "model"):
+                pooled[label] = pooled[label] + gram if label in pooled else gram
+        return pooled
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return what `numpy.savez` can store without pickling: Grams, and histograms if any."""

@@ -13,9 +13,16 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
 from evomerge.core.recipe import Recipe
+from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
 from evomerge.merging.derived import Derived, change_basis, derive_for
-from evomerge.merging.operator import MergeOperator, TensorInputs, merge_operators
+from evomerge.merging.operator import (
+    MergeOperator,
+    Pool,
+    PooledGram,
+    TensorInputs,
+    merge_operators,
+)
 from evomerge.merging.plan import Roles, assign_roles, build_operators, plan_paths
 from evomerge.merging.source import TensorSource
 
@@ -69,6 +76,7 @@ def materialize(
         assign_roles(recipe, space),
         torch.device(device),
         bool(getattr(cls, "needs_gram", False)),
+        count_layers(tensor.spec.name for tensor in space.tensors),
     )
     merged = [tensor.spec.name for tensor in space.merged]
     rows: tuple[int, ...] = ()
@@ -86,6 +94,7 @@ class _Job:
     roles: Roles
     device: torch.device
     needs_gram: bool
+    n_layers: int
 
     def inputs(
         self, name: str, out_dtype: torch.dtype, start: int = 0, stop: int | None = None
@@ -114,6 +123,8 @@ class _Job:
             gram=self._gram(name),
             global_threshold=self._threshold(),
             exact_deltas=() if base is None else tuple(exact(source) for source in experts),
+            pooled_gram=self._pooled_gram(name),
+            n_layers=self.n_layers,
         )
 
     def _gram(self, name: str) -> FloatArray | None:
@@ -122,6 +133,15 @@ class _Job:
         if name not in self.derived.grams:
             raise ConfigError(f"no Gram matrix was prepared for {name}; see derive_for")
         return change_basis(self.derived.grams[name], self.space, self.recipe.sources)
+
+    def _pooled_gram(self, name: str) -> PooledGram:
+        def pooled(pool: Pool) -> FloatArray:
+            if not self.needs_gram:
+                raise ConfigError("this merge was prepared without Gram matrices")
+            gram = self.derived.pooled_gram(name, pool)
+            return change_basis(gram, self.space, self.recipe.sources)
+
+        return pooled
 
     def _threshold(self) -> Callable[[int, float], float]:
         thresholds, experts = self.derived.thresholds, self.roles.experts

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.core import tensor_names
 from evomerge.core.arrays import FloatArray
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace
@@ -80,8 +81,7 @@ def depth_of(name: str, n_layers: int) -> float:
 
 def count_layers(space: ModelSpace) -> int:
     """Return the number of layers of the merged model, copied tensors included."""
-    layers = (place(tensor.spec.name).layer for tensor in space.tensors)
-    return 1 + max((layer for layer in layers if layer is not None), default=-1)
+    return tensor_names.count_layers(tensor.spec.name for tensor in space.tensors)
 
 
 class _NotSayableError(Exception):

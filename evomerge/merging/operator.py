@@ -74,9 +74,18 @@ Op = TypeVar("Op", bound=type[Any])
 # (expert index, density) -> magnitude below which an element is trimmed, over all merged tensors
 GlobalThreshold = Callable[[int, float], float]
 
+# Which tensors a pooled Gram matrix is summed over: those of this tensor's layer (for one outside
+# the layers: of its side of them), or all that are merged.
+Pool = Literal["layer", "model"]
+PooledGram = Callable[[Pool], FloatArray]
+
 
 def _no_thresholds(_expert: int, _density: float) -> float:
     raise ConfigError("this merge was prepared without global thresholds")
+
+
+def _no_pooled_gram(_pool: Pool) -> FloatArray:
+    raise ConfigError("this merge was prepared without Gram matrices of the whole model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +105,8 @@ class TensorInputs:
             asks for it. Differences keep the digits of small task vectors.
         global_threshold: See `GlobalThreshold`.
         exact_deltas: (E,) float32 task vectors that are known exactly (LoRA adapters), else None.
+        pooled_gram: `gram` summed over a layer or the model; there when `gram` is.
+        n_layers: Layers of the model, for methods that depend on the depth; 0 when not known.
     """
 
     name: str
@@ -106,6 +117,8 @@ class TensorInputs:
     gram: FloatArray | None = None
     global_threshold: GlobalThreshold = _no_thresholds
     exact_deltas: tuple[Tensor | None, ...] = ()
+    pooled_gram: PooledGram = _no_pooled_gram
+    n_layers: int = 0
 
     @property
     def is_vector(self) -> bool:

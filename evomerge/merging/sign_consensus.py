@@ -6,7 +6,7 @@ Shape legend: E experts; every tensor of one call has the same shape, float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from evomerge.merging.sums import absolute_sum
 
 Vote = Literal["weighted", "unweighted"]
+Passes = Literal["weighted", "unweighted", "touched"]
 Divisor = Literal["mean", "weights", "signed_weights", "none"]
 Rescale = Literal["inverse", "l1", "none"]
 Vectors = Literal["auto", "exempt", "include"]
@@ -41,7 +42,7 @@ def trim(delta: Tensor, threshold: float) -> Tensor:
     return delta * (delta.abs() >= threshold)
 
 
-def drop(delta: Tensor, uniform: Tensor, density: float) -> Tensor:
+def drop(delta: Tensor, uniform: Tensor, density: float | Tensor) -> Tensor:
     """Return `delta` where `uniform` < `density`, else zero; the masks of two densities nest."""
     return delta * (uniform < density)
 
@@ -82,14 +83,15 @@ def elect_signs(deltas: Tensor, weights: Sequence[float], vote: Vote) -> Tensor:
 
 
 def combine(
-    deltas: Sequence[Tensor], weights: Sequence[float], *, vote: Vote | None, divisor: Divisor
+    deltas: Sequence[Tensor], weights: Sequence[float], *, vote: Passes | None, divisor: Divisor
 ) -> Tensor:
     """Return the weighted sum of the task vectors that agree with the elected sign.
 
     Args:
         deltas: (E,) trimmed task vectors of one shape, float32.
         weights: (E,) any sign; a negative weight turns its expert's vote in a weighted vote.
-        vote: How the sign is elected; None lets every element through.
+        vote: How the sign is elected; "touched" lets the elements through that are not zero,
+            whatever their sign, and None every element.
         divisor: What each element's sum is divided by, over the experts that agree there:
             "mean" their number, "weights" the sum of their absolute weights, "signed_weights"
             the plain sum of their weights (explodes when weights cancel), "none" nothing.
@@ -97,18 +99,31 @@ def combine(
     Returns:
         The combined task vector, same shape, float32.
     """
-    shape, n_elements = deltas[0].shape, deltas[0].numel()
-    flat = [delta.reshape(-1) for delta in deltas]
+    return per_chunk(lambda part: _combine_chunk(part, weights, vote, divisor), deltas)
+
+
+def per_chunk(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """Return an element-wise function of several tensors, computed a stretch at a time.
+
+    Args:
+        function: (E, n) float32 -> (n,); each column by itself.
+        tensors: (E,) of one shape, float32.
+
+    Returns:
+        The results in that shape, float32.
+    """
+    shape, n_elements = tensors[0].shape, tensors[0].numel()
+    flat = [tensor.reshape(-1) for tensor in tensors]
     out = torch.empty(n_elements, dtype=torch.float32, device=flat[0].device)
     chunk = _CPU_CHUNK if out.device.type == "cpu" else _GPU_CHUNK
     for start in range(0, n_elements, chunk):
-        part = torch.stack([delta[start : start + chunk] for delta in flat])
-        out[start : start + chunk] = _combine_chunk(part, weights, vote, divisor)
+        part = torch.stack([tensor[start : start + chunk] for tensor in flat])
+        out[start : start + chunk] = function(part)
     return out.reshape(shape)
 
 
 def _combine_chunk(
-    deltas: Tensor, weights: Sequence[float], vote: Vote | None, divisor: Divisor
+    deltas: Tensor, weights: Sequence[float], vote: Passes | None, divisor: Divisor
 ) -> Tensor:
     total = torch.zeros(deltas.shape[1], dtype=torch.float32, device=deltas.device)
     shares = [_share(weight, divisor) for weight in weights]
@@ -118,10 +133,10 @@ def _combine_chunk(
         below_all = math.fsum(shares)
         return total if divisor == "none" or below_all == 0.0 else total / below_all
     below = torch.zeros_like(total)
-    signs = elect_signs(deltas, weights, vote)
+    signs = None if vote == "touched" else elect_signs(deltas, weights, vote)
     for delta, weight, share in zip(deltas, weights, shares, strict=True):
         direction = math.copysign(1.0, weight) if vote == "weighted" else 1.0
-        agrees = delta * (signs * direction) > 0.0
+        agrees = delta != 0.0 if signs is None else delta * (signs * direction) > 0.0
         if vote == "weighted" and weight == 0.0:
             continue
         total.add_(delta * agrees, alpha=weight)

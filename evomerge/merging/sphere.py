@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.linear_span import slerp_weights
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import TensorInputs
+from evomerge.merging.weights import over_base
 
 # mergekit's constants: vectors shorter than this are not normalised; cosines above the
 # threshold are interpolated linearly.
@@ -63,3 +65,42 @@ def mergekit_slerp_weights(
     if abs(cosine) > _MERGEKIT_DOT_THRESHOLD:
         return 1.0 - t, t
     return slerp_weights(t, math.acos(cosine))
+
+
+Space = Literal["auto", "raw", "delta"]
+
+
+def is_delta_space(tensors: TensorInputs, space: Space, *, operator: str) -> bool:
+    """Return whether a method combines task vectors; "auto" means so when there is a base.
+
+    Raises:
+        ConfigError: Task vectors are asked for without a base.
+    """
+    if space == "delta" and tensors.base is None:
+        raise ConfigError(f"{operator}: `space: delta` needs a base")
+    return tensors.base is not None and space != "raw"
+
+
+def points_gram(tensors: TensorInputs, *, is_delta: bool) -> FloatArray:
+    """Return the (E, E) Gram matrix of the experts' tensors, or of their task vectors."""
+    gram = required_gram(tensors)
+    if is_delta:
+        return gram[1:, 1:]
+    n_experts, n_sources = len(tensors.experts), len(tensors.sources)
+    # theta_k = s_0 + (s_k - s_0); without a base s_0 is the first expert itself.
+    rows = np.eye(n_experts, n_sources, k=n_sources - n_experts)
+    rows[:, 0] = 1.0
+    points: FloatArray = rows @ gram @ rows.T
+    return points
+
+
+def over_sources(
+    tensors: TensorInputs, weights: Sequence[float], *, is_delta: bool
+) -> tuple[float, ...]:
+    """Return (K,) coefficients over the sources of sum_k weights[k] * point_k.
+
+    Points are the experts' tensors, or their task vectors, which are added to the base.
+    """
+    if is_delta:
+        return over_base(weights)
+    return (*(0.0 for _ in range(len(tensors.sources) - len(weights))), *weights)

@@ -12,6 +12,7 @@ import numpy as np
 from evomerge.core.arrays import FloatArray
 from evomerge.core.pareto import hypervolume
 
+FRONT_ROWS = 12
 PANELS = (
     ("search", "search images (chosen on these)"),
     ("held_out", "held-out images (never searched on)"),
@@ -134,7 +135,7 @@ def table(report: Report) -> str:
         also = f" = {known}" if known != model.label else ""
         lines.append(f"{model.label:<21}{cells}   {model.candidate:>9}{also}")
     areas = report.hypervolumes()
-    lines += ["", f"{'hypervolume':<21}{'search':>8}{'held-out':>10}   above (0, 0); 1 is perfect"]
+    lines += ["", f"{'hypervolume':<21}{'search':>8}{'held-out':>10}   area above (0, 0)"]
     for name, label in (("parents", "parents"), ("average", "uniform average"), ("front", "front")):
         search, held_out = areas["search"][name], areas["held_out"][name]
         lines.append(f"{label:<21}{search:8.3f}{held_out:10.3f}")
@@ -142,19 +143,25 @@ def table(report: Report) -> str:
 
 
 def front_table(report: Report) -> str:
-    """Return the front, best first skill first."""
+    """Return the front, best first skill first; of a long one the ends, the knee and some more."""
+    shown = np.unique(np.linspace(0, len(report.front) - 1, FRONT_ROWS).round().astype(int))
+    kept = {report.front[i].candidate for i in shown} | {report.knee.candidate}
     columns = "".join(f"{skill:>8}" for skill in report.skills)
     lines = [
         f"{'front':<10}{'search':>{len(columns)}}   {'held-out':>{len(columns)}}",
         f"{'candidate':<10}{columns}   {columns}   origin",
     ]
     for model in report.front:
+        if model.candidate not in kept:
+            continue
         cells = "   ".join(
             "".join(f"{part[skill]:8.3f}" for skill in report.skills)
             for part in (model.search, model.held_out)
         )
         mark = "  <- knee" if model.candidate == report.knee.candidate else ""
         lines.append(f"{model.candidate:<10}{cells}   {model.origin}{mark}")
+    if len(kept) < len(report.front):
+        lines.append(f"… {len(report.front) - len(kept)} more of {len(report.front)}")
     return "\n".join(lines)
 
 

@@ -258,6 +258,12 @@ class RunStore:
     def _parking(self, candidate_id: int) -> Path:
         return self.folder.arrived / f"{candidate_id:08d}.json"
 
+    def rewrite_config(self, data: bytes) -> None:
+        """Replace config.yaml, if this driver still owns the run."""
+        self.lease.check()
+        with explained(self.folder.config):
+            write_atomically(self.folder.config, data)
+
     def note(self, text: str) -> None:
         """Write a time-stamped line to events.log."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

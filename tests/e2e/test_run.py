@@ -69,6 +69,8 @@ def test_a_larger_budget_continues_a_finished_run(finished, tmp_path):
     assert evomerge("search", finished / "c.yaml", "--run", run).returncode == 0
     assert evomerge("resume", run, "--evaluations", "26").returncode == 0
     assert sum(e["kind"] == "told" for e in journal(run)) == 26
+    status = json.loads(evomerge("status", run, "--json").stdout)
+    assert (status["done"], status["budget"], status["state"]) == (26, 26, "done")
 
 
 @pytest.mark.parametrize("pick", ["knee", "best:up", "weights up=1,down=2", "candidate:3"])

@@ -1,0 +1,118 @@
+"""DELLA: drop elements at random, small ones more often than large ones; add the rest, or vote.
+
+Masks are counter-based as DARE's: keyed by the expert's digest, and nested in the density.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from evomerge.core.genes import Gene
+from evomerge.merging.operator import TensorInputs, merge_operator
+from evomerge.merging.sign_consensus import Rescale, drop, rescale_kept
+from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
+
+# Of the largest spread that density allows: probabilities stay above a tenth of the density, so
+# that 1 / probability does not explode.
+_WIDEST = 0.9
+
+
+def row_ranks(delta: Tensor) -> Tensor:
+    """Return each element's rank by magnitude within its row: 0 smallest, 1 largest.
+
+    A row is everything under one index of the first axis; a vector is one row. Equal elements
+    rank in the order they are stored; the only element of a row ranks 1/2.
+
+    Returns:
+        Same shape, float32.
+    """
+    rows = delta.flatten(1) if delta.dim() > 1 else delta.reshape(1, -1)
+    n = rows.shape[1]
+    if n == 1:
+        return torch.full_like(delta, 0.5)
+    order = rows.abs().argsort(dim=1, stable=True)
+    places = torch.arange(n, dtype=torch.float32, device=delta.device) / (n - 1)
+    ranks = torch.empty_like(rows).scatter_(1, order, places.expand_as(rows))
+    return ranks.reshape(delta.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedDrop(Sparsified):
+    """What both DELLA methods share: their parameters, and dropping.
+
+    An element of rank r in its row (0 smallest, 1 largest magnitude) is kept with probability
+    pi = density - epsilon + 2 epsilon r, and multiplied by 1 / pi. `epsilon` counts as at most
+    0.9 min(density, 1 - density), so that every pi is a probability and none is nearly zero.
+
+    Attributes:
+        density: Mean probability with which an element is kept.
+        epsilon: Half the spread of the probabilities.
+        rescale: "inverse" multiplies by 1 / pi, "l1" by one factor that restores the sum of
+            magnitudes, "none" by nothing; "auto" is "inverse" for `compat: paper`, "l1" for
+            `compat: mergekit`.
+        seed: Seed of the masks; a fixed seed keeps a search landscape smooth.
+    """
+
+    density: Annotated[float, Gene(0.1, 0.9, minimum=0.0, maximum=1.0)] = 0.5
+    lambda_: Annotated[float, Gene(0.5, 1.5)] = 1.0
+    epsilon: Annotated[float, Gene(0.0, 0.3, minimum=0.0, maximum=0.5)] = 0.15
+    rescale: Literal["auto", "inverse", "l1", "none"] = "auto"
+    seed: int = 0
+
+    @property
+    def resolved_rescale(self) -> Rescale:
+        """The rescaling with "auto" resolved."""
+        if self.rescale != "auto":
+            return self.rescale
+        return "inverse" if self.compat == "paper" else "l1"
+
+    def probabilities(self, delta: Tensor) -> Tensor:
+        """Return the probability with which each element is kept, same shape, float32."""
+        epsilon = min(self.epsilon, _WIDEST * min(self.density, 1.0 - self.density))
+        return row_ranks(delta).mul_(2.0 * epsilon).add_(self.density - epsilon)
+
+    def sparsified(self, tensors: TensorInputs, expert: int) -> Tensor:
+        """Return one float32 task vector after dropping and rescaling."""
+        delta = tensors.deltas[expert]
+        probabilities = self.probabilities(delta)
+        kept = drop(delta, tensors.uniform(expert, self.seed), probabilities)
+        if self.resolved_rescale == "inverse":
+            # Where the probability is zero nothing was kept.
+            return kept.div_(probabilities.add_(probabilities == 0.0))
+        return rescale_kept(kept, delta, self.density, self.resolved_rescale)
+
+
+@merge_operator("della_linear")
+@dataclass(frozen=True, kw_only=True)
+class DellaLinear(RankedDrop, AddSparsified):
+    """theta_0 + lambda_ * sum_k w_k d_k, d_k the dropped and rescaled task vector.
+
+    Source: Deep et al. 2024, arXiv:2406.11617, without its vote (mergekit's `della_linear`).
+    Differs from the paper as `della` does.
+    """
+
+
+@merge_operator("della")
+@dataclass(frozen=True, kw_only=True)
+class Della(RankedDrop, VoteSparsified):
+    """DELLA's dropping, then a vote: theta_0 + lambda_ * sum_{k in A} w_k d_k / divisor.
+
+    A holds the experts whose remaining element has the elected sign, that of sum_k d_k
+    (`compat: mergekit`: of sum_k w_k d_k), + where it is zero.
+
+    Attributes:
+        divisor: "mean" (the number of A), or as in `ties`; "auto" is "mean" for `compat: paper`,
+            "none" for `compat: mergekit`.
+
+    Source: Deep et al. 2024, arXiv:2406.11617.
+    Differs from the paper: norms and biases are combined whole, without a vote; `epsilon` is
+    half the spread, as in mergekit; it is cut where it would leave the interval of probabilities.
+    Differs from mergekit: seeded masks; `epsilon` is cut where mergekit stops with an error; the
+    rows of convolutions hold all their input channels and taps.
+    """
+
+    divisor: Literal["auto", "mean", "weights", "signed_weights", "none"] = "auto"  # type: ignore[assignment]

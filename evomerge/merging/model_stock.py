@@ -1,0 +1,109 @@
+"""Model Stock: between the base and the mean of the experts, as far as they agree.
+
+Shape letters: E experts, R rows (output channels) of a tensor, n elements per row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from evomerge.core.genes import Gene
+from evomerge.errors import ConfigError
+from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
+from evomerge.merging.parameters import check_fields
+from evomerge.merging.sphere import required_gram
+from evomerge.merging.weights import over_base
+
+# mergekit's smallest product of two lengths.
+_MERGEKIT_SMALLEST = 1e-6
+
+
+@merge_operator("model_stock")
+@dataclass(frozen=True, kw_only=True)
+class ModelStock(OperatorDefaults):
+    """theta_0 + multiplier * t * mean_k delta_k with t = E c / (1 + (E - 1) c), kept in [0, 1].
+
+    c is the mean cosine of two task vectors: parallel ones give the mean of the experts,
+    orthogonal or opposed ones the base. Nothing is random and there are no weights.
+
+    Attributes:
+        multiplier: Factor of t; 1 in the paper.
+        filter_wise: One t per output channel (index of the first axis) instead of one per
+            tensor; tensors with at most one axis always have one.
+        compat: "mergekit" does not keep t in [0, 1], takes products of lengths below 1e-6 for
+            1e-6, and has one t per vector along the last axis when `filter_wise` is on.
+
+    Raises:
+        ConfigError: There is only one expert (when merging).
+
+    Source: Jang et al. 2024, arXiv:2403.19522.
+    Differs from the paper, which gives the formula for two experts of one angle: c is the mean
+    over all pairs, as in mergekit. A task vector without length has cosine 0 to all others.
+    """
+
+    needs_gram: ClassVar[bool] = True
+
+    multiplier: Annotated[float, Gene(0.5, 1.5, minimum=0.0)] = 1.0
+    filter_wise: bool = False
+    compat: Compat = "paper"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+
+    def merge(self, tensors: TensorInputs) -> Tensor:
+        """Return the merged tensor.
+
+        Raises:
+            ConfigError: There is only one expert.
+        """
+        n_experts = len(tensors.experts)
+        if n_experts < 2:
+            raise ConfigError(
+                f"{tensors.name}: model_stock measures how far experts agree and needs at least "
+                "two; merge one expert with task_arithmetic"
+            )
+        if self.filter_wise and not tensors.is_vector:
+            return self._merge_rows(tensors)
+        points = torch.from_numpy(required_gram(tensors)[1:, 1:].copy())
+        share = float(self._shares(points[:, :, None])) * self.multiplier / n_experts
+        return tensors.weighted_sum(over_base([share] * n_experts))
+
+    def _merge_rows(self, tensors: TensorInputs) -> Tensor:
+        """Return the merged tensor with one t per row, from Gram matrices of the rows."""
+        shape = tensors.experts[0].shape
+        length = shape[-1] if self.compat == "mergekit" else math.prod(shape[1:])
+        deltas = [delta.reshape(-1, length) for delta in tensors.deltas]
+        n_experts = len(deltas)
+        points = torch.zeros(n_experts, n_experts, len(deltas[0]), dtype=torch.float64)
+        for i in range(n_experts):
+            for j in range(i, n_experts):
+                points[i, j] = points[j, i] = (deltas[i].double() * deltas[j]).sum(-1).cpu()
+        shares = self._shares(points) * (self.multiplier / n_experts)
+        total = torch.stack(deltas).sum(0).mul_(shares.to(deltas[0])[:, None])
+        return tensors.add_to_base(total.reshape(shape))
+
+    def _shares(self, points: Tensor) -> Tensor:
+        """Return (R,) t for (E, E, R) float64 Gram matrices of task vectors."""
+        n = len(points)
+        lengths = points.diagonal().T.sqrt()
+        cosines = []
+        for i, j in combinations(range(n), 2):
+            product = lengths[i] * lengths[j]
+            if self.compat == "mergekit":
+                cosine = points[i, j] / product.clamp(min=_MERGEKIT_SMALLEST)
+            else:
+                cosine = torch.where(product > 0.0, points[i, j] / product, 0.0)
+            cosines.append(cosine.clamp(-1.0, 1.0))
+        mean = torch.stack(cosines).mean(0)
+        divisor = 1.0 + (n - 1) * mean
+        if self.compat == "mergekit":
+            return torch.where(divisor == 0.0, 0.0, n * mean / divisor)
+        # mean >= -1 / (n - 1): where it is negative, t would be negative too.
+        return torch.where(mean > 0.0, n * mean / divisor, 0.0).clamp(0.0, 1.0)

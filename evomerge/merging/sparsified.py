@@ -1,0 +1,145 @@
+"""Methods that thin out every task vector on its own, then add what is left or vote on it.
+
+DARE, DELLA and Model Breadcrumbs differ only in which elements they keep: each says so in
+`sparsified`, and takes its `merge` from `AddSparsified` or `VoteSparsified`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from evomerge.core.genes import Gene
+from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs
+from evomerge.merging.parameters import check_fields
+from evomerge.merging.sign_consensus import Divisor, Vectors, Vote, combine
+from evomerge.merging.weights import normalized, over_base
+
+
+def is_exempt(shape: tuple[int, ...], vectors: Vectors, compat: Compat) -> bool:
+    """Return whether a tensor of this shape is left whole: one with at most one axis."""
+    exempt = vectors == "exempt" or (vectors == "auto" and compat == "paper")
+    return exempt and len(shape) <= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsified(OperatorDefaults):
+    """The parameters of every such method.
+
+    Attributes:
+        weights: (E,) one per expert.
+        density: Fraction of elements kept.
+        lambda_: Common scale.
+        compat: Where the settings left at "auto" come from.
+        vectors: Whether tensors with at most one axis are exempt; "auto" exempts them for
+            `compat: paper`, and includes them for `compat: mergekit`.
+    """
+
+    weights: tuple[Annotated[float, Gene(0.0, 1.0)], ...]
+    density: Annotated[float, Gene(0.05, 1.0, minimum=0.0, maximum=1.0)] = 0.5
+    lambda_: Annotated[float, Gene(0.3, 1.5)] = 1.0
+    compat: Compat = "paper"
+    vectors: Vectors = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+
+    def fallback(self, shape: tuple[int, ...]) -> str | None:
+        """Return how a tensor of this shape is merged instead, or None."""
+        if not is_exempt(shape, self.vectors, self.compat):
+            return None
+        return "at most one axis, task arithmetic"
+
+    def is_whole(self, tensors: TensorInputs) -> bool:
+        """Return whether nothing is taken from this tensor."""
+        return self.density >= 1.0 or self.fallback(tuple(tensors.experts[0].shape)) is not None
+
+    @abstractmethod
+    def sparsified(self, tensors: TensorInputs, expert: int) -> Tensor:
+        """Return one float32 task vector, thinned out and rescaled."""
+
+    def thinned(self, tensors: TensorInputs) -> tuple[Tensor, ...]:
+        """Return (E,) float32 task vectors, whole where the tensor is."""
+        if self.is_whole(tensors):
+            return tensors.deltas
+        return tuple(self.sparsified(tensors, k) for k in range(len(tensors.experts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddSparsified(Sparsified):
+    """theta_0 + lambda_ * sum_k w_k d_k, d_k the thinned task vector.
+
+    Attributes:
+        normalize: Divide the weights by their sum.
+
+    Raises:
+        ConfigError: `normalize` is on and the weights cancel.
+    """
+
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+        self.scales()
+
+    def scales(self) -> tuple[float, ...]:
+        """Return (E,) the factor of each task vector."""
+        weights = self.weights
+        if self.normalize:
+            weights = normalized(weights, operator=type(self).__name__)
+        return tuple(self.lambda_ * weight for weight in weights)
+
+    def merge(self, tensors: TensorInputs) -> Tensor:
+        """Return the merged tensor."""
+        scales = self.scales()
+        if self.is_whole(tensors) or not any(scales):
+            return tensors.weighted_sum(over_base(scales))
+        return tensors.add_to_base(combine(self.thinned(tensors), scales, vote=None, divisor="none"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteSparsified(Sparsified):
+    """theta_0 + lambda_ * sum_{k in A} w_k d_k / divisor, A the experts of the elected sign.
+
+    Attributes:
+        sign: Whether the vote is weighted; "auto" is "unweighted" for `compat: paper`,
+            "weighted" for `compat: mergekit`.
+        divisor: As in `ties`.
+    """
+
+    sign: Literal["auto", "weighted", "unweighted"] = "auto"
+    divisor: Divisor = "none"
+
+    def fallback(self, shape: tuple[int, ...]) -> str | None:
+        """Return how a tensor of this shape is merged instead, or None."""
+        found = super().fallback(shape)
+        return found and "at most one axis, combined without drop or vote"
+
+    @property
+    def resolved_sign(self) -> Vote:
+        """The vote with "auto" resolved."""
+        if self.sign != "auto":
+            return self.sign
+        return "unweighted" if self.compat == "paper" else "weighted"
+
+    def merge(self, tensors: TensorInputs) -> Tensor:
+        """Return the merged tensor."""
+        if self.lambda_ == 0.0 or not any(self.weights):
+            return tensors.weighted_sum(over_base([0.0] * len(self.weights)))
+        exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        if exempt and self.divisor == "none":
+            return tensors.weighted_sum(over_base([self.lambda_ * w for w in self.weights]))
+        if self.is_whole(tensors) and len(self.weights) == 1 and self.divisor in ("none", "mean"):
+            return tensors.weighted_sum(over_base([self.lambda_ * self.weights[0]]))
+        merged = combine(
+            self.thinned(tensors),
+            self.weights,
+            vote=None if exempt else self.resolved_sign,
+            divisor=self.divisor,
+        )
+        return tensors.add_to_base(merged.mul_(self.lambda_))
