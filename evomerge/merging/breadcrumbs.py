@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,8 @@ class Breadcrumbs(Band, AddSparsified):
     Differs from mergekit: `compat: paper` keeps at least one element; ties are kept; a `gamma`
     of no whole element drops none (some versions of mergekit then drop everything).
     """
+
+    name: ClassVar[str] = "breadcrumbs"
 
 
 @merge_operator("breadcrumbs_ties")

@@ -108,7 +108,10 @@ def _complete(inputs: TensorInputs) -> TensorInputs:
         magnitudes = inputs.deltas[expert].abs().reshape(-1).sort(descending=True).values
         return float(magnitudes[max(int(density * len(magnitudes)), 1) - 1])
 
-    return dataclasses.replace(inputs, gram=gram_of(inputs.sources), global_threshold=threshold)
+    gram = gram_of(inputs.sources)
+    return dataclasses.replace(
+        inputs, gram=gram, global_threshold=threshold, pooled_gram=lambda _: gram
+    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -7,7 +7,7 @@ every candidate of a search, independent of the order of the experts, and nested
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -55,6 +55,8 @@ class DareLinear(DropAndRescale, AddSparsified):
     Differs from the paper: norms and biases are not dropped from (`vectors: include` does).
     Differs from mergekit: seeded masks.
     """
+
+    name: ClassVar[str] = "dare_linear"
 
 
 @merge_operator("dare_ties")

@@ -6,7 +6,7 @@ Masks are counter-based as DARE's: keyed by the expert's digest, and nested in t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -95,6 +95,8 @@ class DellaLinear(RankedDrop, AddSparsified):
     Differs from the paper as `della` does.
     """
 
+    name: ClassVar[str] = "della_linear"
+
 
 @merge_operator("della")
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,8 @@ class Della(RankedDrop, VoteSparsified):
     (`compat: mergekit`: of sum_k w_k d_k), + where it is zero.
 
     Attributes:
-        divisor: "mean" (the number of A), or as in `ties`; "auto" is "mean" for `compat: paper`,
-            "none" for `compat: mergekit`.
+        divisor: As in `ties`; "auto" is "mean" for `compat: paper`, "none" for
+            `compat: mergekit`.
 
     Source: Deep et al. 2024, arXiv:2406.11617.
     Differs from the paper: norms and biases are combined whole, without a vote; `epsilon` is
@@ -115,4 +117,4 @@ class Della(RankedDrop, VoteSparsified):
     rows of convolutions hold all their input channels and taps.
     """
 
-    divisor: Literal["auto", "mean", "weights", "signed_weights", "none"] = "auto"  # type: ignore[assignment]
+    divisor: Literal["auto", "mean", "weights", "signed_weights", "none"] = "auto"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -74,11 +74,14 @@ class AddSparsified(Sparsified):
     """theta_0 + lambda_ * sum_k w_k d_k, d_k the thinned task vector.
 
     Attributes:
+        name: The method's name, for messages.
         normalize: Divide the weights by their sum.
 
     Raises:
         ConfigError: `normalize` is on and the weights cancel.
     """
+
+    name: ClassVar[str]
 
     normalize: bool = False
 
@@ -91,7 +94,7 @@ class AddSparsified(Sparsified):
         """Return (E,) the factor of each task vector."""
         weights = self.weights
         if self.normalize:
-            weights = normalized(weights, operator=type(self).__name__)
+            weights = normalized(weights, operator=self.name)
         return tuple(self.lambda_ * weight for weight in weights)
 
     def merge(self, tensors: TensorInputs) -> Tensor:
@@ -99,7 +102,9 @@ class AddSparsified(Sparsified):
         scales = self.scales()
         if self.is_whole(tensors) or not any(scales):
             return tensors.weighted_sum(over_base(scales))
-        return tensors.add_to_base(combine(self.thinned(tensors), scales, vote=None, divisor="none"))
+        return tensors.add_to_base(
+            combine(self.thinned(tensors), scales, vote=None, divisor="none")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +114,12 @@ class VoteSparsified(Sparsified):
     Attributes:
         sign: Whether the vote is weighted; "auto" is "unweighted" for `compat: paper`,
             "weighted" for `compat: mergekit`.
-        divisor: As in `ties`.
+        divisor: As in `ties`; "auto" is "mean" for `compat: paper`, "none" for
+            `compat: mergekit`.
     """
 
     sign: Literal["auto", "weighted", "unweighted"] = "auto"
-    divisor: Divisor = "none"
+    divisor: Literal["auto", "mean", "weights", "signed_weights", "none"] = "none"
 
     def fallback(self, shape: tuple[int, ...]) -> str | None:
         """Return how a tensor of this shape is merged instead, or None."""
@@ -127,19 +133,27 @@ class VoteSparsified(Sparsified):
             return self.sign
         return "unweighted" if self.compat == "paper" else "weighted"
 
+    @property
+    def resolved_divisor(self) -> Divisor:
+        """The divisor with "auto" resolved."""
+        if self.divisor != "auto":
+            return self.divisor
+        return "mean" if self.compat == "paper" else "none"
+
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
         if self.lambda_ == 0.0 or not any(self.weights):
             return tensors.weighted_sum(over_base([0.0] * len(self.weights)))
+        divisor = self.resolved_divisor
         exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
-        if exempt and self.divisor == "none":
+        if exempt and divisor == "none":
             return tensors.weighted_sum(over_base([self.lambda_ * w for w in self.weights]))
-        if self.is_whole(tensors) and len(self.weights) == 1 and self.divisor in ("none", "mean"):
+        if self.is_whole(tensors) and len(self.weights) == 1 and divisor in ("none", "mean"):
             return tensors.weighted_sum(over_base([self.lambda_ * self.weights[0]]))
         merged = combine(
             self.thinned(tensors),
             self.weights,
             vote=None if exempt else self.resolved_sign,
-            divisor=self.divisor,
+            divisor=divisor,
         )
         return tensors.add_to_base(merged.mul_(self.lambda_))

@@ -7,6 +7,7 @@ sum of one row of fixed length, which a single thread computes, and the rows are
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -34,11 +35,23 @@ def row_sums(values: Tensor, row: int = ROW) -> Tensor:
 
 def absolute_sum(values: Tensor) -> float:
     """Return the sum of absolute values, accumulated in float64."""
+    return _sum_of(values, lambda part: part.abs_())
+
+
+def square_sum(values: Tensor) -> float:
+    """Return the sum of squares, accumulated in float64."""
+    return _sum_of(values, lambda part: part.mul_(part))
+
+
+def _sum_of(values: Tensor, function: Callable[[Tensor], Tensor]) -> float:
+    """Return the sum of an element-wise function of float64 copies."""
     flat = values.reshape(-1)
     step = ROW * _ROWS_PER_PASS
     parts: list[float] = []
     for start in range(0, flat.numel(), step):
-        parts += row_sums(flat[start : start + step].double().abs_()).tolist()
+        # A copy even where the values are float64 already.
+        part = flat[start : start + step].to(torch.float64, copy=True)
+        parts += row_sums(function(part)).tolist()
     return math.fsum(parts)
 
 

@@ -21,6 +21,15 @@ GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="../shared/golden is not here")
 
 METHODS = (
+    "arcee_fusion",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+    "nearswap",
+    "ram",
+    "ramplus_tl",
+    "sce",
     "linear",
     "slerp",
     "nuslerp",

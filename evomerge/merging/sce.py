@@ -1,0 +1,130 @@
+"""SCE: select the elements that differ most, calculate weights from their size, erase minorities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from evomerge.core.genes import Gene
+from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
+from evomerge.merging.parameters import check_fields
+from evomerge.merging.sign_consensus import Vectors, combine, per_chunk
+from evomerge.merging.sparsified import is_exempt
+from evomerge.merging.sums import square_sum
+from evomerge.merging.weights import over_base
+
+# mergekit's guard, in squared units of the weights.
+_MERGEKIT_GUARD = 1e-6
+# Mean squares below this fraction of the largest count as if they were it.
+_SMALLEST_SHARE = 1e-12
+
+
+def variances(deltas: Sequence[Tensor]) -> Tensor:
+    """Return each element's population variance over (E,) task vectors, same shape, float32."""
+    return per_chunk(lambda part: part.double().var(0, correction=0).float(), deltas)
+
+
+def select_mask(variance: Tensor, select: float, *, at_least: int) -> Tensor:
+    """Return a bool mask of the largest `select` of the non-zero variances, ties included.
+
+    Args:
+        variance: Any shape, non-negative.
+        select: Fraction of the non-zero elements, rounded down.
+        at_least: Elements selected whatever the fraction, when there are any.
+    """
+    n_nonzero = int(torch.count_nonzero(variance))
+    n_wanted = min(max(int(select * n_nonzero), at_least), n_nonzero)
+    if n_wanted == 0:
+        return torch.zeros_like(variance, dtype=torch.bool)
+    flat = variance.reshape(-1)
+    threshold = torch.kthvalue(flat, flat.numel() - n_wanted + 1).values
+    return variance >= threshold
+
+
+def energy_shares(mean_squares: Sequence[float], q: float) -> tuple[float, ...]:
+    """Return (E,) weights in proportion to mean_squares ** q; equal ones when all are zero."""
+    largest = max(mean_squares)
+    if largest == 0.0:
+        return (1.0 / len(mean_squares),) * len(mean_squares)
+    powers = [max(value / largest, _SMALLEST_SHARE) ** q for value in mean_squares]
+    return tuple(power / sum(powers) for power in powers)
+
+
+@merge_operator("sce")
+@dataclass(frozen=True, kw_only=True)
+class Sce(OperatorDefaults):
+    """theta_0 + lambda_ * sum_{k in A} a_k d_k / sum_{k in A} a_k, a_k = mean(d_k ** 2) ** q.
+
+    Select: d_k is the task vector with only the elements whose variance over the experts is among
+    the largest `select` of those that are not zero. Calculate: the weights a_k, one per tensor
+    and expert. Erase: A holds the experts whose element has the sign of sum_k d_k.
+
+    Attributes:
+        select: Fraction of the elements selected; 1 selects everything. A smaller one leaves the
+            base where all experts agree.
+        q: Exponent of the mean squares; 1 in the paper, 0 weighs all experts the same.
+        lambda_: Common scale.
+        compat: "mergekit" weighs all experts the same when their mean squares sum to less than
+            1e-6, which happens for typical task vectors, and includes norms and biases.
+        vectors: Whether tensors with at most one axis are exempt from selection and erasing;
+            "auto" exempts them for `compat: paper`.
+        select_scope: "deltas" merges the selected elements; "weights" merges all, and selects
+            only to calculate the weights (the released code of FuseAI).
+
+    Source: Wan et al. 2024, arXiv:2408.07990.
+    Differs from the paper: norms and biases are exempt; at least one element is selected; `q`
+    and `lambda_` are ours. The weights do not depend on the unit of the task vectors.
+    Differs from mergekit: nothing else, but for elements that tie.
+    """
+
+    select: Annotated[float, Gene(0.05, 1.0, minimum=0.0, maximum=1.0)] = 0.1
+    q: Annotated[float, Gene(-1.0, 2.0)] = 1.0
+    lambda_: Annotated[float, Gene(0.3, 1.5)] = 1.0
+    compat: Compat = "paper"
+    vectors: Vectors = "auto"
+    select_scope: Literal["deltas", "weights"] = "deltas"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_fields(self)
+
+    def fallback(self, shape: tuple[int, ...]) -> str | None:
+        """Return how a tensor of this shape is merged instead, or None."""
+        if not is_exempt(shape, self.vectors, self.compat):
+            return None
+        return "at most one axis, combined without selection or vote"
+
+    def shares(self, deltas: Sequence[Tensor]) -> tuple[float, ...]:
+        """Return (E,) the weights of the selected task vectors; they sum to 1."""
+        mean_squares = [square_sum(delta) / delta.numel() for delta in deltas]
+        if self.compat == "mergekit" and sum(mean_squares) < _MERGEKIT_GUARD:
+            return (1.0 / len(deltas),) * len(deltas)
+        return energy_shares(mean_squares, self.q)
+
+    def merge(self, tensors: TensorInputs) -> Tensor:
+        """Return the merged tensor."""
+        n_experts = len(tensors.experts)
+        exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        if self.lambda_ == 0.0:
+            return tensors.weighted_sum(over_base([0.0] * n_experts))
+        if n_experts == 1 and (exempt or self.select >= 1.0 or self.select_scope == "weights"):
+            return tensors.weighted_sum(over_base([self.lambda_]))
+        deltas = selected = tensors.deltas
+        if not exempt and self.select < 1.0:
+            at_least = 1 if self.compat == "paper" else 0
+            mask = select_mask(variances(deltas), self.select, at_least=at_least)
+            selected = tuple(delta * mask for delta in deltas)
+        shares = self.shares(selected)
+        if exempt:
+            return tensors.weighted_sum(over_base([self.lambda_ * share for share in shares]))
+        merged = combine(
+            selected if self.select_scope == "deltas" else deltas,
+            shares,
+            vote="unweighted",
+            divisor="weights",
+        )
+        return tensors.add_to_base(merged.mul_(self.lambda_))
