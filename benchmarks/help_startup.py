@@ -1,6 +1,6 @@
 """Time of `evomerge --help` in a fresh process.
 
-    python benchmarks/help_startup.py [--repeats 15]
+python benchmarks/help_startup.py [--repeats 15]
 """
 
 from __future__ import annotations

@@ -49,25 +49,19 @@ def _check(run, whole, evaluations):
 @pytest.mark.timeout(900)
 def test_thirty_random_kills_of_the_driver_in_process(tiny_models, tmp_path):
     evaluations = 150
-    (tmp_path / "a").mkdir()
-    _config(tiny_models, tmp_path / "a" / "c.yaml", evaluations, 0.0)
+    config = tmp_path / "c.yaml"
+    marks = _config(tiny_models, config, evaluations, 0.0)
     whole = tmp_path / "whole"
-    assert evomerge("search", tmp_path / "a" / "c.yaml", "--run", whole).returncode == 0
-
-    (tmp_path / "b").mkdir()
-    marks = _config(tiny_models, tmp_path / "b" / "c.yaml", evaluations, 0.0)
-    # The same config but for where the marks go: their arguments are part of the header.
-    (tmp_path / "b" / "c.yaml").write_text((tmp_path / "a" / "c.yaml").read_text())
-    marks = tmp_path / "a" / "marks"
+    assert evomerge("search", config, "--run", whole).returncode == 0
     before = len(list(marks.iterdir()))
     rng = random.Random(0)
     run, kills, landed = tmp_path / "run", 0, 0
     while kills < KILLS:
-        process = start("search", tmp_path / "b" / "c.yaml", "--run", run, log=tmp_path / "log")
+        process = start("search", config, "--run", run, log=tmp_path / "log")
         told = _told(run)
         # Half the kills land while the search runs, half anywhere from start-up on.
         if rng.random() < 0.5:
-            _wait(lambda: process.poll() is not None or _told(run) > told + rng.randint(0, 4))
+            _wait_for_results(process, run, told + rng.randint(1, 5))
         else:
             time.sleep(rng.uniform(0.0, 4.0))
         if process.poll() is None:
@@ -91,22 +85,22 @@ def test_thirty_random_kills_of_the_driver_in_process(tiny_models, tmp_path):
 @pytest.mark.timeout(1200)
 def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
     evaluations = 60
-    (tmp_path / "a").mkdir()
-    marks = _config(tiny_models, tmp_path / "a" / "c.yaml", evaluations, 0.15)
+    config = tmp_path / "c.yaml"
+    marks = _config(tiny_models, config, evaluations, 0.15)
     whole = tmp_path / "whole"
-    assert evomerge("search", tmp_path / "a" / "c.yaml", "--run", whole).returncode == 0
+    assert evomerge("search", config, "--run", whole).returncode == 0
     before = len(list(marks.iterdir()))
 
     rng = random.Random(1)
     run, driver_kills, actor_kills = tmp_path / "run", 0, 0
     while driver_kills < 4 or actor_kills < 8:
         process = start(
-            *("search", tmp_path / "a" / "c.yaml", "--run", run),
+            *("search", config, "--run", run),
             *("--executor", "ray", "--workers", "2"),
             log=tmp_path / "log",
         )
         told = _told(run)
-        _wait(lambda: process.poll() is not None or _told(run) > told, 120)
+        _wait_for_results(process, run, told + 1)
         for _ in range(2):
             actors = _actors(process)
             if actors and process.poll() is None:
@@ -121,7 +115,9 @@ def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
             break
     assert driver_kills == 4
     assert actor_kills >= 5
-    assert evomerge("resume", run, "--executor", "ray", "--workers", "2", timeout=240).returncode == 0
+    assert (
+        evomerge("resume", run, "--executor", "ray", "--workers", "2", timeout=240).returncode == 0
+    )
     _check(run, whole, evaluations)
     extra = len(list(marks.iterdir())) - before - evaluations
     assert extra <= 12 * driver_kills + actor_kills * 2
@@ -132,10 +128,10 @@ def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
 @pytest.mark.timeout(900)
 def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, tmp_path):
     evaluations = 80
-    (tmp_path / "a").mkdir()
-    _config(tiny_models, tmp_path / "a" / "c.yaml", evaluations, 0.2)
+    config = tmp_path / "c.yaml"
+    _config(tiny_models, config, evaluations, 0.2)
     whole = tmp_path / "whole"
-    assert evomerge("search", tmp_path / "a" / "c.yaml", "--run", whole).returncode == 0
+    assert evomerge("search", config, "--run", whole).returncode == 0
 
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
@@ -158,16 +154,16 @@ def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, t
     ) as host:
         address, doomed, _ = host.stdout.readline().split()
         where = ("--executor", "ray", "--address", address, "--workers", "2")
-        process = start("search", tmp_path / "a" / "c.yaml", "--run", run, *where, log=log, env=env)
+        process = start("search", config, "--run", run, *where, log=log, env=env)
         try:
-            _wait(lambda: _told(run) > 10 or process.poll() is not None, 180)
+            _wait_for_results(process, run, 11)
             psutil.Process(int(doomed)).kill()
-            _wait(lambda: _told(run) > 20 or process.poll() is not None, 180)
+            _wait_for_results(process, run, 21)
             host.stdin.write("add\n")
             host.stdin.flush()
             assert host.stdout.readline() == "added\n"
             _kill_one_actor(host.pid)
-            _wait(lambda: _told(run) > 40 or process.poll() is not None, 180)
+            _wait_for_results(process, run, 41)
             assert process.poll() is None, log.read_text()[-3000:]
             process.kill()
             process.wait()
@@ -194,9 +190,10 @@ def _told(run):
     return path.read_bytes().count(b'"kind":"told"') if path.exists() else 0
 
 
-def _wait(condition, seconds=60):
+def _wait_for_results(process, run, n, seconds=180):
+    """Wait until the journal tells n results, or the process has ended."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while process.poll() is None and _told(run) < n:
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 

@@ -173,7 +173,7 @@ def test_a_time_limit_drains():
 def test_a_search_that_only_fails_stops_and_says_why():
     log = MemoryLog()
     loop = make_loop(log)
-    with pytest.raises(EvaluationError, match="first 10 candidates all failed.*no luck"):
+    with pytest.raises(EvaluationError, match=r"first 10 candidates all failed.*no luck"):
         loop.run(ShuffledExecutor(0, scorer=lambda c: Evaluation(c, error="no luck")))
     assert sum(event["kind"] == "told" for event in log.events) == 10
     again = make_loop(log)
