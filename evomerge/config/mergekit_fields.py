@@ -10,7 +10,10 @@ from evomerge.config.schema import ModelConfig
 from evomerge.errors import ConfigError, nearest
 from evomerge.merging.mergekit_rules import Condition
 
-FLAGS = ("normalize", "rescale", "int8_mask", "nuslerp_flatten", "nuslerp_row_wise")
+FLAGS = (
+    "normalize", "rescale", "int8_mask", "nuslerp_flatten", "nuslerp_row_wise",
+    "normalize_weights", "filter_wise",
+)  # fmt: skip
 
 Rule = tuple[Condition, ...]
 Entries = list[tuple[str, dict[str, Any]]]
@@ -141,6 +144,14 @@ def parse_flag(rule: Rule, key: str) -> bool:
     if rule[0].filter not in (None, "*"):
         raise ConfigError(f"parameters.{key}: evomerge has one value for the whole model")
     return bool(rule[0].value)
+
+
+def parse_constant(rule: Rule, key: str) -> float:
+    """Return the one number of a setting; ConfigError if it depends on the tensor."""
+    value = rule[0].value
+    if rule[0].filter not in (None, "*") or isinstance(value, tuple):
+        raise ConfigError(f"parameters.{key}: evomerge has one value for the whole model")
+    return float(value)
 
 
 def shown(value: Any) -> str:

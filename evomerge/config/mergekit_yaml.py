@@ -1,13 +1,16 @@
 """Read a mergekit YAML config as a recipe of ours; write one with `write_mergekit`.
 
-Understood: the methods `linear`, `task_arithmetic`, `slerp`, `nuslerp`, `ties`, `dare_linear`
-and `dare_ties`; numbers, gradients over layers and `{filter, value}` lists for `weight`,
-`density`, `lambda` and `t`; slices only when they are the whole models. Everything else is
-refused by name, so that no config silently gives another model than mergekit would.
+Understood: the methods `linear`, `task_arithmetic`, `slerp`, `nuslerp`, `multislerp`, `karcher`,
+`model_stock`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`, `breadcrumbs`,
+`breadcrumbs_ties`, `sce`, `nearswap`, `arcee_fusion`, `ram` and `ramplus_tl`; numbers, gradients
+over layers and `{filter, value}` lists for `weight`, `density`, `lambda`, `t` and their like;
+slices only when they are the whole models. Everything else is refused by name, so that no config
+silently gives another model than mergekit would.
 
 Differs from mergekit: arithmetic in float32 with one rounding to the output dtype, whatever
-`dtype` says; random masks of DARE come from another generator; tensors that are equal in all
-models are copied, also where `linear` with weights that do not sum to 1 would scale them.
+`dtype` says; random masks of DARE and DELLA come from another generator; the quartiles of
+`arcee_fusion` are exact where it draws a sample; tensors that are equal in all models are copied,
+also where `linear` with weights that do not sum to 1 would scale them.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from evomerge.config.mergekit_fields import (
     Rule,
     check_keys,
     mappings,
+    parse_constant,
     parse_flag,
     parse_model,
     parse_parameters,
@@ -61,7 +65,35 @@ _PARAMETERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "slerp": ((), ("t", "int8_mask")),
     "nuslerp": (("weight",), ("nuslerp_flatten", "nuslerp_row_wise", "int8_mask")),
     **{name: (("weight", "density"), _ARITHMETIC) for name in _VOTING},
+    **{name: (("weight", "density", "epsilon"), _ARITHMETIC) for name in ("della", "della_linear")},
+    **{
+        name: (("weight", "density", "gamma"), _ARITHMETIC)
+        for name in ("breadcrumbs", "breadcrumbs_ties")
+    },
+    "sce": ((), ("select_topk", "int8_mask")),
+    "nearswap": ((), ("t", "int8_mask")),
+    "arcee_fusion": ((), ("int8_mask",)),
+    "ram": ((), ("epsilon", "int8_mask")),
+    "ramplus_tl": ((), ("r", "alpha", "epsilon", "int8_mask")),
+    "multislerp": (("weight",), ("normalize_weights", "int8_mask")),
+    "karcher": ((), ("max_iter", "tol", "int8_mask")),
+    "model_stock": ((), ("filter_wise", "int8_mask")),
 }
+# Numbers beside `weight`, `density` and `lambda`: mergekit's key -> (our parameter, its default).
+_NUMBERS: dict[str, dict[str, tuple[str, float | None]]] = {
+    "slerp": {"t": ("t", None)},
+    "della": {"epsilon": ("epsilon", 0.15)},
+    "della_linear": {"epsilon": ("epsilon", 0.15)},
+    "breadcrumbs": {"gamma": ("gamma", 0.01)},
+    "breadcrumbs_ties": {"gamma": ("gamma", 0.01)},
+    "sce": {"select_topk": ("select", 1.0)},
+    "nearswap": {"t": ("t", None)},
+    "ram": {"epsilon": ("epsilon", 1e-5)},
+    "ramplus_tl": {"r": ("r", 0.1), "alpha": ("alpha", 0.2), "epsilon": ("epsilon", 1e-5)},
+}
+_PAIRS = ("slerp", "nearswap", "arcee_fusion")
+_OUR_NAMES = {"multislerp": "nlerp", "ramplus_tl": "ram_plus"}
+_WITHOUT_BASE = ("linear", "nuslerp", "multislerp", "karcher")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +187,7 @@ class MergePlan:
 
 
 def _spoken(key: str) -> str:
-    return {"weights": "weight", "lambda_": "lambda"}.get(key, key)
+    return {"weights": "weight", "lambda_": "lambda", "select": "select_topk"}.get(key, key)
 
 
 def read_mergekit(path: Path) -> MergePlan:
@@ -201,14 +233,18 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
     weighted = experts
     if method == "linear":
         weighted = experts if base is None else [base, *experts]
-    if method == "slerp" and (base is None or len(experts) != 1):
+    if method in _PAIRS and (base is None or len(experts) != 1):
         raise ConfigError(
-            f"slerp: needs two models, one of them as base_model, got {len(models)}"
+            f"{method}: needs two models, one of them as base_model, got {len(models)}"
             f"{'' if base is None else ' and a base_model' * (not is_listed)}"
         )
     if method == "nuslerp" and len(experts) != 2:
         raise ConfigError(f"nuslerp: needs two models beside base_model, got {len(experts)}")
-    if base is None and method not in ("linear", "nuslerp"):
+    if method == "karcher" and base is not None:
+        raise ConfigError("base_model: karcher takes it as one more model; list it under models")
+    if method == "model_stock" and len(experts) < 2:
+        raise ConfigError("model_stock: needs at least two models beside base_model")
+    if base is None and method not in _WITHOUT_BASE:
         raise ConfigError(f"base_model is missing; {method} needs it")
     if method == "linear" and base is not None and not is_listed and "weight" not in shared:
         raise ConfigError("base_model: linear takes it as one more model; list it with a weight")
@@ -223,19 +259,34 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
         )
 
     params: dict[str, tuple[Rule, ...]] = {}
-    if method == "slerp":
-        params["t"] = (shared.get("t", ()),)
-    else:
+    if method == "karcher":
+        params["weights"] = rules("weight", 1.0)
+    elif "weight" in for_model:
         params["weights"] = rules("weight")
-    if method in _VOTING:
+    if "density" in for_model and method != "task_arithmetic":
         params["density"] = rules("density", 1.0)
+    for key, (ours, default) in _NUMBERS.get(method, {}).items():
+        last = () if default is None else (Condition(default),)
+        params[ours] = rules(key, default) if key in for_model else ((*shared.get(key, ()), *last),)
     if "lambda" in common:
         params["lambda_"] = ((*shared.get("lambda", ()), Condition(1.0)),)
     flags = {key: parse_flag(rule, key) for key, rule in shared.items() if key in FLAGS}
+    settings = _settings(method, flags)
+    if method == "karcher":
+        settings |= _karcher_settings(shared)
     return MergePlan(
-        path, method, base, tuple(experts), params, _settings(method, flags),
+        path, _OUR_NAMES.get(method, method), base, tuple(experts), params, settings,
         _dtype(body), n_layers,
     )  # fmt: skip
+
+
+def _karcher_settings(shared: Mapping[str, Rule]) -> dict[str, Setting]:
+    """Return the end of the iteration, mergekit's defaults where the file has none."""
+    n_steps = parse_constant(shared.get("max_iter", (Condition(10.0),)), "max_iter")
+    if n_steps != int(n_steps):
+        raise ConfigError(f"parameters.max_iter: {n_steps:g} is not a whole number")
+    tol = parse_constant(shared.get("tol", (Condition(1e-5),)), "tol")
+    return {"max_iter": int(n_steps), "tol": tol}
 
 
 def _settings(method: str, flags: Mapping[str, bool]) -> dict[str, Setting]:
@@ -244,8 +295,20 @@ def _settings(method: str, flags: Mapping[str, bool]) -> dict[str, Setting]:
         return {"normalize": normalize is not False}
     if method == "task_arithmetic":
         return {"normalize": bool(normalize)}
-    if method == "slerp":
+    if method in ("slerp", "karcher", "sce", "nearswap"):
         return {"compat": "mergekit"}
+    if method in ("arcee_fusion", "ram", "ramplus_tl"):
+        return {}
+    if method.startswith("breadcrumbs"):
+        if flags.get("rescale"):
+            raise ConfigError(f"parameters.rescale: evomerge's {method} does not rescale")
+        if method == "breadcrumbs":
+            return {"compat": "mergekit", "normalize": bool(normalize)}
+        return {"compat": "mergekit", "divisor": "signed_weights" if normalize else "none"}
+    if method == "multislerp":
+        return {"compat": "mergekit", "normalize": flags.get("normalize_weights", True)}
+    if method == "model_stock":
+        return {"compat": "mergekit", "filter_wise": flags.get("filter_wise", False)}
     if method == "nuslerp":
         # mergekit's "row wise" normalises along axis 0.
         axis = 0 if flags.get("nuslerp_row_wise") else -1
@@ -257,7 +320,9 @@ def _settings(method: str, flags: Mapping[str, bool]) -> dict[str, Setting]:
             "rescale": "l1" if flags.get("rescale") else "none",
         }
     rescale = {"compat": "mergekit", "rescale": "l1" if flags.get("rescale", True) else "none"}
-    if method == "dare_linear":
+    if method == "della":
+        return {**rescale, "divisor": "none" if normalize is False else "signed_weights"}
+    if method in ("dare_linear", "della_linear"):
         return {**rescale, "normalize": bool(normalize)}
     return {**rescale, "divisor": "signed_weights" if normalize else "none"}
 

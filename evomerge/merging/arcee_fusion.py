@@ -12,6 +12,7 @@ from evomerge.core.genes import Gene
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.pairs import pair_of
 from evomerge.merging.parameters import check_fields
+from evomerge.merging.sums import ROW, row_sums
 
 _ELEMENTS_PER_PASS = 1 << 22
 _EPSILON = 1e-8
@@ -36,7 +37,8 @@ def importance(a: Tensor, b: Tensor, delta: Tensor) -> Tensor:
         # float64: rows of fine-tunes diverge by less than float32 can tell from 0.
         p, q = (rows[start : start + step].double().softmax(-1) for rows in (rows_b, rows_a))
         p, q = p + _EPSILON, q + _EPSILON
-        divergence = (p * (p / q).log()).sum(-1, keepdim=True)
+        # Short runs first: torch splits one long sum over its threads.
+        divergence = row_sums(p * (p / q).log(), min(width, ROW)).sum(-1, keepdim=True)
         out[start : start + step] *= divergence.float()
     return out.reshape(a.shape)
 

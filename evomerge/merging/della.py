@@ -107,8 +107,8 @@ class Della(RankedDrop, VoteSparsified):
     (`compat: mergekit`: of sum_k w_k d_k), + where it is zero.
 
     Attributes:
-        divisor: As in `ties`; "auto" is "mean" for `compat: paper`, "none" for
-            `compat: mergekit`.
+        divisor: As in `ties`; "auto" is "mean" for `compat: paper`,
+            "signed_weights" for `compat: mergekit`.
 
     Source: Deep et al. 2024, arXiv:2406.11617.
     Differs from the paper: norms and biases are combined whole, without a vote; `epsilon` is

@@ -14,10 +14,12 @@ from evomerge.core.genes import Gene
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sphere import Space, is_delta_space, over_sources, points_gram
+from evomerge.merging.sphere import Space, is_delta_space, points_gram, sum_of_points
 from evomerge.merging.weights import normalized
 
-# Below this the directions cancel, or an angle is as good as 0 or pi.
+# Below this the directions cancel, and the rest of them is the rounding of float32 tensors.
+_CANCELLED = 1e-4
+# Sine below which an angle is as good as 0 or pi.
 _SMALLEST = 1e-6
 
 
@@ -72,7 +74,7 @@ class Karcher(OperatorDefaults):
         is_delta = is_delta_space(tensors, self.space, operator="karcher")
         points = points_gram(tensors, is_delta=is_delta)
         coefficients = self._coefficients(points)
-        return tensors.weighted_sum(over_sources(tensors, coefficients, is_delta=is_delta))
+        return sum_of_points(tensors, coefficients, is_delta=is_delta)
 
     def _coefficients(self, points: FloatArray) -> list[float]:
         """Return (E,) factors of the points with this (E, E) Gram matrix."""
@@ -97,9 +99,10 @@ class Karcher(OperatorDefaults):
     def _mean(self, cosines: FloatArray, weights: FloatArray) -> FloatArray | None:
         """Return (n,) coefficients of the mean over unit vectors, None where they cancel."""
         at = weights
-        if _length(cosines, at) < _SMALLEST:
-            if self.compat == "paper":
+        if self.compat == "paper":
+            if _length(cosines, at) < _CANCELLED:
                 return None
+        elif _length(cosines, at) <= self.tol:
             at = np.eye(len(weights))[0]
         at = at / _length(cosines, at)
         smallest_angle = self.tol if self.compat == "mergekit" else 0.0

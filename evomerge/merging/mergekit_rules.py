@@ -22,11 +22,21 @@ from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import SEGMENTS, Recipe
 from evomerge.core.tensor_names import place
+from evomerge.merging.arcee_fusion import ArceeFusion
+from evomerge.merging.breadcrumbs import Band, Breadcrumbs, BreadcrumbsTies
 from evomerge.merging.dare import DareLinear, DareTies
+from evomerge.merging.della import Della, DellaLinear
+from evomerge.merging.karcher import Karcher
 from evomerge.merging.linear import Linear
+from evomerge.merging.model_stock import ModelStock
+from evomerge.merging.nearswap import NearSwap
+from evomerge.merging.nlerp import Nlerp
 from evomerge.merging.nuslerp import NuSlerp
 from evomerge.merging.plan import build_operators
+from evomerge.merging.ram import Ram, RamPlus
+from evomerge.merging.sce import Sce
 from evomerge.merging.slerp import Slerp
+from evomerge.merging.sparsified import AddSparsified, VoteSparsified
 from evomerge.merging.task_arithmetic import TaskArithmetic
 from evomerge.merging.ties import Ties
 
@@ -135,11 +145,14 @@ def _config(
     weighted = refs[1:] if has_base else refs
     if method == "slerp":
         models = [{"model": ref} for ref in refs]
+    elif "weight" not in said[0][3]:
+        models = [{"model": ref} for ref in weighted]
     else:
         for k, ref in enumerate(weighted):
             entry = {"weight": rule([item[3]["weight"][k] for item in said])}
-            if "density" in said[0][3]:
-                entry["density"] = rule([item[3]["density"] for item in said])
+            for key in ("density", "gamma"):
+                if key in said[0][3]:
+                    entry[key] = rule([item[3][key] for item in said])
             models.append({"model": ref, "parameters": entry})
     config: dict[str, Any] = {"merge_method": method}
     if has_base or method == "slerp":
@@ -148,8 +161,9 @@ def _config(
     parameters: dict[str, Any] = dict(flags)
     if "lambda" in said[0][3] and any(item[3]["lambda"] != 1.0 for item in said):
         parameters["lambda"] = rule([item[3]["lambda"] for item in said])
-    if "t" in said[0][3]:
-        parameters["t"] = rule([item[3]["t"] for item in said])
+    for key in ("t", "select_topk", "r", "alpha", "epsilon"):
+        if key in said[0][3]:
+            parameters[key] = rule([item[3][key] for item in said])
     if parameters:
         config["parameters"] = parameters
     config["dtype"] = "float32"
@@ -158,7 +172,7 @@ def _config(
     return config
 
 
-_Said = tuple[str, bool, dict[str, bool], dict[str, Any]]
+_Said = tuple[str, bool, Mapping[str, bool | float], dict[str, Any]]
 
 
 def _say(op: Any, n_sources: int) -> _Said:
@@ -183,14 +197,49 @@ def _say(op: Any, n_sources: int) -> _Said:
             raise _NotSayableError(f"mergekit's nuslerp has no axis {op.axis}")
         flags = {} if op.flatten else {"nuslerp_flatten": False, "nuslerp_row_wise": op.axis == 0}
         return "nuslerp", n_sources == 3, flags, {"weight": op.weights}
+    if isinstance(op, Nlerp | Karcher | ModelStock):
+        return _say_sphere(op, n_sources)
     if isinstance(op, Ties):
         return _say_ties(op)
-    if isinstance(op, DareLinear | DareTies):
-        return _say_dare(op)
+    if isinstance(op, AddSparsified | VoteSparsified):
+        return _say_sparsified(op)
+    if isinstance(op, Sce):
+        return _say_sce(op)
+    if isinstance(op, Ram | RamPlus):
+        return _say_ram(op)
+    if isinstance(op, NearSwap):
+        if op.compat != "mergekit":
+            raise _NotSayableError("mergekit's nearswap takes steps in units of the weights")
+        if n_sources != 2:
+            raise _NotSayableError("mergekit's nearswap does not pass over a third model")
+        return "nearswap", True, {}, {"t": op.t}
+    if isinstance(op, ArceeFusion):
+        raise _NotSayableError("mergekit draws the quartiles of arcee_fusion from a random sample")
     raise _NotSayableError(f"mergekit has no method like {type(op).__name__}")
 
 
+def _say_sphere(op: Nlerp | Karcher | ModelStock, n_sources: int) -> _Said:
+    if op.compat != "mergekit":
+        raise _NotSayableError(f"mergekit's {type(op).__name__} differs; see `compat: mergekit`")
+    if isinstance(op, ModelStock):
+        if op.multiplier != 1.0:
+            raise _NotSayableError("mergekit's model_stock has no multiplier")
+        return "model_stock", True, {"filter_wise": op.filter_wise}, {}
+    has_base = len(op.weights) < n_sources
+    if isinstance(op, Nlerp):
+        if has_base and op.space == "raw":
+            raise _NotSayableError("mergekit's multislerp works on task vectors when it has a base")
+        return "multislerp", has_base, {"normalize_weights": op.normalize}, {"weight": op.weights}
+    if has_base:
+        raise _NotSayableError("mergekit's karcher takes a base as one more model")
+    if len(set(op.weights)) > 1:
+        raise _NotSayableError("mergekit's karcher weighs all models alike")
+    return "karcher", False, {"max_iter": op.max_iter, "tol": op.tol}, {}
+
+
 def _rescales(op: Any) -> bool:
+    if isinstance(op, Nlerp):
+        return not op.normalize
     return isinstance(op, Linear) and abs(math.fsum(op.coefficients()) - 1.0) > 1e-9
 
 
@@ -205,16 +254,50 @@ def _say_ties(op: Ties) -> _Said:
     return "ties", True, flags, {"weight": op.weights, "density": op.density, "lambda": op.lambda_}
 
 
-def _say_dare(op: DareLinear | DareTies) -> _Said:
-    if op.density < 1.0:
+_SPARSIFIED: dict[type, str] = {
+    Breadcrumbs: "breadcrumbs",
+    BreadcrumbsTies: "breadcrumbs_ties",
+    DareLinear: "dare_linear",
+    DareTies: "dare_ties",
+    Della: "della",
+    DellaLinear: "della_linear",
+}
+
+
+def _say_sparsified(op: AddSparsified | VoteSparsified) -> _Said:
+    method = _SPARSIFIED[type(op)]
+    values: dict[str, Any] = {"weight": op.weights, "density": op.density, "lambda": op.lambda_}
+    if isinstance(op, Band):
+        if op.density < 1.0 and op.compat != "mergekit":
+            raise _NotSayableError("mergekit may keep no element of a small tensor")
+        if op.density < 1.0 and op.fallback((1,)) is not None:
+            raise _NotSayableError("mergekit masks norms and biases too; the recipe exempts them")
+        values["gamma"] = op.gamma
+    elif op.density < 1.0:
         raise _NotSayableError("mergekit drops other random elements than our seeded masks")
-    values = {"weight": op.weights, "density": 1.0, "lambda": op.lambda_}
-    if isinstance(op, DareLinear):
-        return "dare_linear", True, {"normalize": op.normalize}, values
+    if isinstance(op, AddSparsified):
+        return method, True, {"normalize": op.normalize}, values
     if op.fallback((1,)) is not None:
         raise _NotSayableError("mergekit votes on norms and biases too; the recipe exempts them")
     _same_vote(op.weights, op.resolved_sign)
-    return "dare_ties", True, {"normalize": _normalizes(op.weights, op.divisor)}, values
+    return method, True, {"normalize": _normalizes(op.weights, op.resolved_divisor)}, values
+
+
+def _say_sce(op: Sce) -> _Said:
+    if op.compat != "mergekit" or op.fallback((1,)) is not None:
+        raise _NotSayableError("mergekit's sce differs; see `compat: mergekit`")
+    if op.select_scope != "deltas" or op.q != 1.0 or op.lambda_ != 1.0:
+        raise _NotSayableError("mergekit's sce has no q, lambda_ or select_scope")
+    return "sce", True, {}, {"select_topk": op.select}
+
+
+def _say_ram(op: Ram | RamPlus) -> _Said:
+    if op.lambda_ != 1.0:
+        raise _NotSayableError("mergekit's ram has no lambda_")
+    values: dict[str, Any] = {"epsilon": op.epsilon}
+    if isinstance(op, Ram):
+        return "ram", True, {}, values
+    return "ramplus_tl", True, {}, {**values, "r": op.r, "alpha": op.alpha}
 
 
 def _same_vote(weights: Sequence[float], sign: str) -> None:

@@ -6,6 +6,7 @@ Shape letters: E experts, R rows (output channels) of a tensor, n elements per r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated, ClassVar
@@ -18,6 +19,7 @@ from evomerge.errors import ConfigError
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
 from evomerge.merging.sphere import required_gram
+from evomerge.merging.sums import ROW, exact_column_sums, row_sums
 from evomerge.merging.weights import over_base
 
 # mergekit's smallest product of two lengths.
@@ -80,12 +82,7 @@ class ModelStock(OperatorDefaults):
         shape = tensors.experts[0].shape
         length = shape[-1] if self.compat == "mergekit" else math.prod(shape[1:])
         deltas = [delta.reshape(-1, length) for delta in tensors.deltas]
-        n_experts = len(deltas)
-        points = torch.zeros(n_experts, n_experts, len(deltas[0]), dtype=torch.float64)
-        for i in range(n_experts):
-            for j in range(i, n_experts):
-                points[i, j] = points[j, i] = (deltas[i].double() * deltas[j]).sum(-1).cpu()
-        shares = self._shares(points) * (self.multiplier / n_experts)
+        shares = self._shares(row_grams(deltas, length)) * (self.multiplier / len(deltas))
         total = torch.stack(deltas).sum(0).mul_(shares.to(deltas[0])[:, None])
         return tensors.add_to_base(total.reshape(shape))
 
@@ -107,3 +104,21 @@ class ModelStock(OperatorDefaults):
             return torch.where(divisor == 0.0, 0.0, n * mean / divisor)
         # mean >= -1 / (n - 1): where it is negative, t would be negative too.
         return torch.where(mean > 0.0, n * mean / divisor, 0.0).clamp(0.0, 1.0)
+
+
+def row_grams(deltas: Sequence[Tensor], length: int) -> Tensor:
+    """Return (E, E, R) float64 Gram matrices of each run of `length` elements.
+
+    Args:
+        deltas: (E,) float32 tensors of R * length elements.
+        length: Elements per row.
+    """
+    n = len(deltas)
+    rows = [delta.reshape(-1, length) for delta in deltas]
+    grams = torch.zeros(n, n, len(rows[0]), dtype=torch.float64)
+    for i in range(n):
+        for j in range(i, n):
+            parts = row_sums(rows[i].double() * rows[j], min(length, ROW))
+            is_whole = parts.shape[1] == 1
+            grams[i, j] = grams[j, i] = parts[:, 0].cpu() if is_whole else exact_column_sums(parts)
+    return grams

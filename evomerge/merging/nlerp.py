@@ -13,12 +13,12 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.genes import Gene
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sphere import Space, is_delta_space, over_sources, points_gram
+from evomerge.merging.sphere import Space, is_delta_space, points_gram, sum_of_points
 from evomerge.merging.weights import normalized
 
-# Relative to the sum of absolute weights: below this the directions cancel. A float64 Gram matrix
-# knows lengths to about 1e-8.
-_CANCELLED = 1e-6
+# Relative to the sum of absolute weights: below this the directions cancel, and the rest of them
+# is the rounding of float32 tensors.
+_CANCELLED = 1e-4
 # mergekit's `eps`: added to every length, and the length below which directions cancel.
 _MERGEKIT_EPS = 1e-8
 
@@ -69,7 +69,7 @@ class Nlerp(OperatorDefaults):
         is_delta = is_delta_space(tensors, self.space, operator="nlerp")
         points = points_gram(tensors, is_delta=is_delta)
         coefficients = self._coefficients(points)
-        return tensors.weighted_sum(over_sources(tensors, coefficients, is_delta=is_delta))
+        return sum_of_points(tensors, coefficients, is_delta=is_delta)
 
     def _coefficients(self, points: FloatArray) -> list[float]:
         """Return (E,) factors of the points with this (E, E) Gram matrix."""

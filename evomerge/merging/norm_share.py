@@ -69,7 +69,8 @@ class NormShare(OperatorDefaults):
         """Return (E,) shares for squared lengths (E,) of the task vectors."""
         weights = np.array(self.weights, dtype=np.float64)
         if self.q == 0.0:
-            return weights / weights.sum()
+            mean: FloatArray = weights / weights.sum()
+            return mean
         used = (weights > 0.0) & (squares > 0.0)
         if not used.any():
             return np.zeros(len(weights))

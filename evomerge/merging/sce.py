@@ -1,4 +1,4 @@
-"""SCE: select the elements that differ most, calculate weights from their size, erase minorities."""
+"""SCE: select what differs most, calculate weights from its size, erase minorities."""
 
 from __future__ import annotations
 

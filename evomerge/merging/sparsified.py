@@ -114,8 +114,8 @@ class VoteSparsified(Sparsified):
     Attributes:
         sign: Whether the vote is weighted; "auto" is "unweighted" for `compat: paper`,
             "weighted" for `compat: mergekit`.
-        divisor: As in `ties`; "auto" is "mean" for `compat: paper`, "none" for
-            `compat: mergekit`.
+        divisor: As in `ties`; "auto" is "mean" for `compat: paper`,
+            "signed_weights" for `compat: mergekit`.
     """
 
     sign: Literal["auto", "weighted", "unweighted"] = "auto"
@@ -138,7 +138,7 @@ class VoteSparsified(Sparsified):
         """The divisor with "auto" resolved."""
         if self.divisor != "auto":
             return self.divisor
-        return "mean" if self.compat == "paper" else "none"
+        return "mean" if self.compat == "paper" else "signed_weights"
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.linear_span import slerp_weights
@@ -21,6 +23,9 @@ from evomerge.merging.weights import over_base
 # threshold are interpolated linearly.
 _MERGEKIT_SHORTEST = 1e-8
 _MERGEKIT_DOT_THRESHOLD = 0.9995
+# A short task vector beside a long one gets a large factor; raw tensors times such factors would
+# cancel and leave their float32 rounding, differences do not.
+_LARGE = 4.0
 
 
 def required_gram(tensors: TensorInputs) -> FloatArray:
@@ -94,13 +99,20 @@ def points_gram(tensors: TensorInputs, *, is_delta: bool) -> FloatArray:
     return points
 
 
-def over_sources(
-    tensors: TensorInputs, weights: Sequence[float], *, is_delta: bool
-) -> tuple[float, ...]:
-    """Return (K,) coefficients over the sources of sum_k weights[k] * point_k.
+def sum_of_points(tensors: TensorInputs, weights: Sequence[float], *, is_delta: bool) -> Tensor:
+    """Return sum_k weights[k] * point_k, rounded once to the output dtype.
 
-    Points are the experts' tensors, or their task vectors, which are added to the base.
+    Args:
+        tensors: The sources.
+        weights: (E,) one per expert.
+        is_delta: Points are task vectors, added to the base, instead of the experts' tensors.
     """
-    if is_delta:
-        return over_base(weights)
-    return (*(0.0 for _ in range(len(tensors.sources) - len(weights))), *weights)
+    if not is_delta:
+        n_others = len(tensors.sources) - len(weights)
+        return tensors.weighted_sum((*(0.0 for _ in range(n_others)), *weights))
+    if math.fsum(map(abs, weights)) <= _LARGE:
+        return tensors.weighted_sum(over_base(weights))
+    total = torch.zeros_like(tensors.deltas[0])
+    for weight, delta in zip(weights, tensors.deltas, strict=True):
+        total.add_(delta, alpha=weight)
+    return tensors.add_to_base(total)

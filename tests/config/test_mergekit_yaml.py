@@ -18,7 +18,10 @@ from evomerge.merging.materialize import materialize
 from evomerge.storage.model_folder import ModelFolder
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
-OURS = ("linear", "task_arithmetic", "slerp", "nuslerp", "ties", "dare_linear", "dare_ties")
+OURS = ("linear", "task_arithmetic", "slerp", "nuslerp", "ties", "dare_linear", "dare_ties",
+        "multislerp", "karcher", "model_stock",
+        "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "nearswap",
+        "arcee_fusion", "ram", "ramplus_tl")  # fmt: skip
 KINDS = (
     "self_attn.q_proj.weight",
     "self_attn.o_proj.weight",
@@ -83,12 +86,16 @@ def test_golden_configs_give_mergekits_tensors(path):
         return  # other random masks; an expert's change on the threshold's edge (test_golden.py)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[plan.dtype]
     merged = dict(materialize(recipe, space, sources, out_dtype=dtype))
+    if path.stem == "multislerp_base":
+        # mergekit refuses the tensor that no expert changed; here it is copied.
+        assert torch.equal(merged["frozen.weight"], sources["s0"].read("frozen.weight"))
+        return
     golden = ModelFolder("golden", path.with_suffix(".safetensors"))
     # mergekit computes in `dtype`; a bf16 result may differ by some of its roundings.
     tolerance = 2e-6 if dtype == torch.float32 else 2e-2
     for name, tensor in merged.items():
         expected = golden.read(name)
-        if path.stem == "linear_nonorm" and name == "frozen.weight":
+        if path.stem in ("linear_nonorm", "multislerp_nonorm") and name == "frozen.weight":
             # Equal in all models: copied here, scaled by the weights' sum, 1.2, in mergekit.
             expected = expected / 1.2
         assert tensor.dtype == expected.dtype
@@ -258,6 +265,7 @@ BASE = "base_model: base\n"
 MODELS = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
 TIES = f"merge_method: ties\n{BASE}{MODELS}"
 SLERP = "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n"
+KARCHER = "merge_method: karcher\nmodels: [{model: a}, {model: b}]\n"
 SLICE = "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nslices:\n"
 
 
@@ -306,6 +314,13 @@ SLICE = "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nslices:\n"
         ),
         (SLICE + "  - {residual_weight: 1, sources: []}\n", "residual_weight"),
         ("- 1\n", "expected a mapping"),
+        ("merge_method: model_stock\nmodels: [{model: a}, {model: b}]\n", "base_model is missing"),
+        (f"merge_method: model_stock\n{BASE}models: [{{model: a}}, {{model: base}}]\n", "two models beside"),
+        (f"merge_method: karcher\n{BASE}models: [{{model: a}}, {{model: b}}]\n", "list it under models"),
+        (KARCHER + "parameters: {max_iter: 2.5}\n", "max_iter: 2.5 is not a whole number"),
+        (KARCHER + "parameters: {tol: [1.0, 2.0]}\n", "parameters.tol: evomerge has one value"),
+        (KARCHER + "parameters: {weight: 1}\n", "parameters.weight is not a parameter of karcher"),
+        (f"merge_method: multislerp\n{MODELS}parameters: {{eps: 1}}\n", "parameters.eps is not"),
         ("a: &x 1\nb: *x\n", "aliases"),
         ("merge_method: ties\nmerge_method: ties\n", "twice"),
     ],
@@ -380,6 +395,7 @@ def round_trip(recipe: Recipe, space: ModelSpace, tmp_path: Path) -> Recipe:
         ("task_arithmetic", {}),
         ("ties", {"compat": "mergekit"}),
         ("nuslerp", {"flatten": False, "axis": 0}),
+        ("nlerp", {"compat": "mergekit", "normalize": False}),
     ],
 )
 def test_what_is_written_reads_back_as_the_same_values(tmp_path, operator, settings, grouping):
@@ -402,6 +418,31 @@ def test_what_is_written_reads_back_as_the_same_values(tmp_path, operator, setti
         assert got == wanted
     for key, value in settings.items():
         assert back.settings[key] == value
+
+
+@pytest.mark.parametrize(
+    ("operator", "has_base", "params", "settings"),
+    [
+        ("nlerp", False, {"weights": [[0.2, 0.9]]}, {"normalize": True}),
+        ("karcher", False, {"weights": [[0.5, 0.5]]}, {"max_iter": 7, "tol": 1e-3}),
+        ("karcher", False, {"weights": [[1.0, 1.0]]}, {"max_iter": 50, "tol": 1e-9}),
+        ("model_stock", True, {}, {"filter_wise": True}),
+        ("model_stock", True, {"multiplier": [1.0]}, {"filter_wise": False}),
+    ],
+)
+def test_methods_of_the_sphere_read_back(tmp_path, operator, has_base, params, settings):
+    space = llama_space(("base", "a", "b")[not has_base :], has_base=has_base)
+    settings = {"compat": "mergekit", **settings}
+    values = {key: np.array(value) for key, value in params.items()}
+    back = round_trip(
+        Recipe(operator, space.sources, values, "global", None, settings), space, tmp_path
+    )
+    assert back.operator == operator
+    assert back.settings == settings
+    if operator == "nlerp":
+        np.testing.assert_array_equal(back.params["weights"], values["weights"])
+    if operator == "karcher":
+        assert len(set(back.params["weights"][0])) == 1
 
 
 def test_a_value_per_layer_is_written_as_a_gradient(tmp_path):
@@ -439,6 +480,10 @@ def test_slerp_of_task_vectors_is_written_as_nuslerp():
         ("ties", {"density": [0.5]}, {"compat": "mergekit", "divisor": "mean"}, "divide by 'mean'"),
         ("dare_linear", {"density": [0.5]}, {"compat": "mergekit"}, "seeded masks"),
         ("dare_ties", {"density": [1.0]}, {}, "exempts"),
+        ("nlerp", {}, {}, "Nlerp differs"),
+        ("nlerp", {}, {"compat": "mergekit", "space": "raw"}, "task vectors when it has a base"),
+        ("karcher", {}, {"compat": "mergekit"}, "takes a base as one more"),
+        ("norm_share", {}, {}, "no method like NormShare"),
     ],
 )
 def test_recipes_that_mergekit_would_compute_otherwise_are_not_written(
@@ -504,3 +549,16 @@ def test_written_configs_compute_the_same_tensors(tmp_path):
     )
     for name in names:
         torch.testing.assert_close(again[name], merged[name], rtol=1e-6, atol=1e-6)
+
+
+def test_weights_that_mergekits_karcher_ignores_and_multipliers_are_not_written():
+    compat = {"compat": "mergekit"}
+    space = llama_space(("a", "b"), has_base=False)
+    recipe = Recipe("karcher", space.sources, {"weights": np.array([[0.5, 0.3]])}, settings=compat)
+    assert "weighs all models alike" in write_mergekit(recipe, space, REFS)[1]
+    space = llama_space(("base", "a", "b"), has_base=True)
+    for settings, reason in ((compat, "no multiplier"), ({}, "ModelStock differs")):
+        recipe = Recipe(
+            "model_stock", space.sources, {"multiplier": np.array([1.2])}, settings=settings
+        )
+        assert reason in write_mergekit(recipe, space, REFS)[1]

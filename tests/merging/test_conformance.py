@@ -9,7 +9,6 @@ from evomerge.core.genes import Gene
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operators
 from evomerge.testing import check_merge_operator
 
-
 # lines: its two scales have no default, so weight 1 does not mean the expert itself.
 WAIVED = {"lines": {"lone_expert": False}}
 

@@ -37,8 +37,17 @@ METHODS = (
     "ties",
     "dare_linear",
     "dare_ties",
+    "multislerp",
+    "karcher",
+    "model_stock",
 )
-COMPAT = {"slerp", "ties", "dare_linear", "dare_ties"}
+COMPAT = {"slerp", "ties", "dare_linear", "dare_ties", "multislerp", "karcher", "model_stock"}
+COMPAT |= {"della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "nearswap"}
+OUR_NAMES = {"multislerp": "nlerp", "ramplus_tl": "ram_plus"}
+# Common parameters of mergekit -> our parameters.
+GENES = {"t": "t", "select_topk": "select", "r": "r", "alpha": "alpha"}
+# Methods whose `base_model`, if any, is one of the merged models.
+WITHOUT_BASE = ("linear", "slerp", "karcher")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -73,23 +82,29 @@ def recipe_of(config: dict) -> tuple[Recipe, list[str]]:
     names = stems if base is None or base in stems else [base, *stems]
     if method == "slerp" and base == stems[1]:
         names = stems[::-1]
-    params: dict[str, np.ndarray] = {}
+    params: dict[str, np.ndarray] = {"select": np.ones(1)} if method == "sce" else {}
     settings: dict[str, object] = {"compat": "mergekit"} if method in COMPAT else {}
-    if method == "slerp":
-        params["t"] = np.array([common.pop("t")])
-    else:
+    for key in GENES.keys() & common.keys():
+        params[GENES[key]] = np.array([common.pop(key)])
+    if method == "karcher":
+        params["weights"] = np.ones((1, len(per_model)))
+        settings |= {"max_iter": 10, "tol": 1e-5}
+    elif "weight" in per_model[0]:
         params["weights"] = np.array([[entry["weight"] for entry in per_model]])
-    densities = {entry["density"] for entry in per_model if "density" in entry}
-    if densities:
-        assert len(densities) == 1
-        params["density"] = np.array([densities.pop()])
+    for key in ("density", "gamma", "epsilon"):
+        values = {entry[key] for entry in per_model if key in entry}
+        if values:
+            assert len(values) == 1
+            params[key] = np.array([values.pop()])
     for key, value in common.items():
         if key == "lambda":
             params["lambda_"] = np.array([value])
         elif key == "normalize" and method == "ties":
             settings["divisor"] = "signed_weights" if value else "none"
-        elif key == "normalize":
+        elif key in ("normalize", "normalize_weights"):
             settings["normalize"] = value
+        elif key in ("filter_wise", "max_iter", "tol"):
+            settings[key] = value
         elif key == "rescale":
             settings["rescale"] = "l1" if value else "none"
         elif key == "nuslerp_flatten":
@@ -98,17 +113,16 @@ def recipe_of(config: dict) -> tuple[Recipe, list[str]]:
             settings["axis"] = 0 if value else -1
         else:
             assert key == "int8_mask", key
-    return Recipe(method, tuple(names), params, settings=settings), names
+    operator = OUR_NAMES.get(method, method)
+    return Recipe(operator, tuple(names), params, settings=settings), names
 
 
 def merge_case(name: str, **changes):
     config = yaml.safe_load((GOLDEN / "mk015" / f"{name}.yml").read_text())
     recipe, names = recipe_of(config)
     dtype = DTYPES[config["dtype"]]
-    sources = sources_of("inputs", names, dtype)
-    has_base = config["merge_method"] not in ("linear", "slerp", "nuslerp") or (
-        config["merge_method"] == "nuslerp" and "base_model" in config
-    )
+    sources = sources_of(str(Path(config["models"][0]["model"]).parent), names, dtype)
+    has_base = "base_model" in config and config["merge_method"] not in WITHOUT_BASE
     settings = {**recipe.settings, **changes}
     recipe = Recipe(recipe.operator, recipe.sources, recipe.params, settings=settings)
     merged = dict(materialize(recipe, space_of(sources, has_base=has_base), sources))
@@ -121,13 +135,16 @@ def test_mergekit_0_1_5_gives_the_same_tensors(name):
     assert set(merged) == set(golden)
     for key, expected in golden.items():
         assert merged[key].dtype == expected.dtype == dtype
-        if name == "linear_nonorm" and key == "frozen.weight":
+        if name in ("linear_nonorm", "multislerp_nonorm") and key == "frozen.weight":
             # Identical in every source, so we copy it; mergekit scales it by the weights' sum.
             assert torch.equal(merged[key], sources["e1"].tensors[key])
             continue
         error = (merged[key].double() - expected.double()).abs()
         if dtype == torch.float32:
-            assert error.max() <= 1e-6 * expected.double().abs().max(), key
+            # Its rows of three elements along the last axis get a t down to -29 from float32 cosines.
+            is_amplified = name == "model_stock_filter" and key == "conv.weight"
+            tolerance = 3e-6 if is_amplified else 1e-6
+            assert error.max() <= tolerance * expected.double().abs().max(), key
         else:
             # mergekit rounds every intermediate to bf16, we round once (half an ulp, 2^-8).
             tensors = [source.tensors[key].double().abs() for source in sources.values()]
@@ -169,7 +186,7 @@ def test_bf16_is_the_float32_result_rounded_once(name):
 
 def test_dare_seed7_keeps_as_many_elements_and_as_much_norm_as_mergekit():
     names = cases(random=True)
-    assert names == ["dare_ties_seed7", "dare_linear_seed7"]
+    assert {"dare_ties_seed7", "dare_linear_seed7"} <= set(names)
     ours = {"kept": 0.0, "norm": 0.0, "n": 0}
     theirs = dict(ours)
     merged, golden, sources, _ = merge_case("dare_linear_seed7", seed=7)

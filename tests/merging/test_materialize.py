@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from evomerge.core.genes import gene_fields
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, EvaluationError
 from evomerge.merging.derived import derive_for
@@ -17,6 +18,18 @@ def linear(sources, weights, *, grouping="global", breaks=None, normalize=False)
     return Recipe(
         "linear", tuple(sources), {"weights": np.array(weights)}, grouping, breaks, settings
     )
+
+
+def params_for(cls, experts, base=0.2):
+    """Parameters of one group: `experts` as the weights, the middle of the range without default."""
+    row = [base, *experts] if cls.weights_over == "sources" else list(experts)
+    return {
+        item.name: np.array([row])
+        if item.per_source
+        else np.array([(item.gene.low + item.gene.high) / 2])
+        for item in gene_fields(cls)
+        if item.per_source or item.default is None
+    }
 
 
 def flatten(merged, space):
@@ -131,8 +144,11 @@ def test_a_subset_or_permutation_gives_what_a_space_of_just_those_gives(name, or
     cls = merge_operators.get(name)
     if cls.needs_base and order[0] != "base":
         pytest.skip("needs the base")
-    n_weights = len(order) if cls.weights_over == "sources" else len(order) - (order[0] == "base")
-    params = {} if name == "slerp" else {"weights": np.linspace(0.3, 0.8, n_weights)[None]}
+    if cls.n_models == 1:
+        pytest.skip("takes one expert")
+    params = params_for(cls, (0.3, 0.8))
+    if order[0] != "base" and cls.weights_over == "sources":
+        params["weights"] = params["weights"][:, 1:]
     recipe = Recipe(name, order, params)
     whole = space_of(sources)
     few = {source: sources[source] for source in order}
@@ -144,15 +160,15 @@ def test_a_subset_or_permutation_gives_what_a_space_of_just_those_gives(name, or
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in merge_operators.names() if n not in ("slerp", "nuslerp")]
+    "name", [n for n in merge_operators.names() if merge_operators.get(n).n_models is None]
 )
 def test_the_order_of_the_experts_does_not_matter(name):
     sources = make_sources(3)
     space = space_of(sources)
+    cls = merge_operators.get(name)
     weights = [0.1, 0.5, 0.3]
-    extra = [0.2] if name == "linear" else []
-    one = Recipe(name, space.sources, {"weights": np.array([extra + weights])})
-    other = Recipe(name, ("base", "e3", "e2", "e1"), {"weights": np.array([extra + weights[::-1]])})
+    one = Recipe(name, space.sources, params_for(cls, weights))
+    other = Recipe(name, ("base", "e3", "e2", "e1"), params_for(cls, weights[::-1]))
     turned = dict(materialize(other, space, sources))
     for key, tensor in materialize(one, space, sources):
         assert relative_error(turned[key], tensor) < 1e-6, key
@@ -236,10 +252,11 @@ def test_mixed_dtypes_are_accumulated_in_float32_and_stored_in_the_donors():
 
 @pytest.mark.parametrize("name", merge_operators.names())
 def test_the_number_of_threads_changes_no_bit(name):
-    sources = make_sources(2, shapes={"a.weight": (300, 257), "b.weight": (70_003,)})
+    cls = merge_operators.get(name)
+    n = min(cls.n_models or 2, 2)
+    sources = make_sources(n, shapes={"a.weight": (300, 257), "b.weight": (70_003,)})
     space = space_of(sources)
-    n = 3 if name == "linear" else 2
-    params = {} if name == "slerp" else {"weights": np.linspace(0.3, 0.7, n)[None]}
+    params = params_for(cls, np.linspace(0.3, 0.7, n))
     settings = {"compat": "mergekit"} if name.startswith(("ties", "dare")) else {}
     recipe = Recipe(name, space.sources, params, settings=settings)
     before = torch.get_num_threads()
@@ -258,10 +275,11 @@ def test_the_number_of_threads_changes_no_bit(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", merge_operators.names())
 def test_cuda_gives_the_cpu_result_to_one_rounding(name):
-    sources = make_sources(2, dtype=torch.bfloat16)
+    cls = merge_operators.get(name)
+    n = min(cls.n_models or 2, 2)
+    sources = make_sources(n, dtype=torch.bfloat16)
     space = space_of(sources)
-    n = 3 if name == "linear" else 2
-    params = {} if name == "slerp" else {"weights": np.linspace(0.3, 0.7, n)[None]}
+    params = params_for(cls, np.linspace(0.3, 0.7, n))
     recipe = Recipe(name, space.sources, params)
     on_cuda = dict(materialize(recipe, space, sources, device="cuda"))
     for key, tensor in materialize(recipe, space, sources):

@@ -80,6 +80,14 @@ def test_large_tensors_are_combined_in_pieces_with_equal_bits():
     assert torch.equal(whole[65_000:66_000], part)
 
 
+def test_touched_elements_count_whatever_their_sign():
+    deltas = [torch.tensor([2.0, 4.0, 0.0]), torch.tensor([0.0, -2.0, 0.0])]
+    mean = combine(deltas, (1.0, 1.0), vote="touched", divisor="mean")
+    assert mean.tolist() == [2.0, 1.0, 0.0]
+    weighted = combine(deltas, (0.5, 1.0), vote="touched", divisor="weights")
+    assert weighted.tolist() == [2.0, 0.0, 0.0]
+
+
 def test_masks_of_two_densities_nest():
     delta, uniform = torch.ones(1000), torch.rand(1000, generator=torch.Generator().manual_seed(0))
     small, large = drop(delta, uniform, 0.3), drop(delta, uniform, 0.6)

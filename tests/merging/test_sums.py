@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from evomerge.merging.sums import absolute_sum, exact_column_sums, row_sums
+from evomerge.merging.sums import absolute_sum, exact_column_sums, row_sums, square_sum
 
 
 @pytest.mark.parametrize("n", [0, 1, 4095, 4096, 4097, 1_100_000])
@@ -12,6 +12,14 @@ def test_absolute_sum_matches_an_exact_sum(n):
     assert absolute_sum(values) == pytest.approx(
         math.fsum(values.abs().double().tolist()), rel=1e-14
     )
+
+
+def test_square_sum_matches_an_exact_sum_and_leaves_its_input_alone():
+    values = torch.randn(70_001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = values.clone()
+    assert square_sum(values) == pytest.approx(math.fsum((before**2).tolist()), rel=1e-14)
+    assert torch.equal(values, before)
+    assert square_sum(torch.full((3,), 1e-30)) == pytest.approx(3e-60)
 
 
 def test_row_sums_pad_the_last_row():
