@@ -19,6 +19,7 @@ from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
 from evomerge.config.construct import construct
 from evomerge.config.merge_space import build_space
 from evomerge.config.models import OpenModels, resolve_models
+from evomerge.config.overlap import refuse_overlap
 from evomerge.config.schema import RunConfig
 from evomerge.core.candidate import Proposal
 from evomerge.core.linear_span import LinearSpan, block_size
@@ -26,6 +27,7 @@ from evomerge.core.objective import Objective, Objectives
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import Evaluator, evaluators
+from evomerge.export import DONOR_FILES
 from evomerge.merging.derived import Derived, block_grams, derive_for
 from evomerge.merging.operator import merge_operators
 from evomerge.runtime.placement import check_device, default_workers
@@ -97,7 +99,7 @@ def build_tasks(config: RunConfig) -> Tasks:
     """Build the evaluators and read their data.
 
     Raises:
-        ConfigError: A key is wrong.
+        ConfigError: A key is wrong, or held-out examples are also searched on.
         DataError: Examples are missing or malformed.
     """
     search: dict[str, Evaluator] = {}
@@ -105,11 +107,21 @@ def build_tasks(config: RunConfig) -> Tasks:
     for index, task in enumerate(config.tasks):
         where = f"tasks.{index}.evaluator"
         search[task.name] = construct(evaluators, task.evaluator, where, Path())[0]
-        if task.held_out is not None:
-            body = {**task.evaluator, **task.held_out}
-            held_out[task.name] = construct(evaluators, body, f"tasks.{index}.held_out", Path())[0]
-            held_out[task.name].n_examples()
-    return Tasks(search, held_out, {name: e.n_examples() for name, e in search.items()})
+    sizes = {name: evaluator.n_examples() for name, evaluator in search.items()}
+    for index, task in enumerate(config.tasks):
+        if task.held_out is None:
+            continue
+        where = f"tasks.{index}.held_out"
+        if not task.held_out:
+            raise ConfigError(
+                f"{where}: is empty, so the search's own examples would be held out; give the "
+                "keys of the evaluator that differ, such as `examples` or `rows`, or remove it"
+            )
+        body = {**task.evaluator, **task.held_out}
+        held_out[task.name] = construct(evaluators, body, where, Path())[0]
+        held_out[task.name].n_examples()
+        refuse_overlap(where, held_out[task.name], search)
+    return Tasks(search, held_out, sizes)
 
 
 def build_objectives(config: RunConfig) -> Objectives:
@@ -206,7 +218,14 @@ def compute_derived(config: RunConfig, models: OpenModels) -> Derived:
 
 
 def build_header(
-    config: RunConfig, models: OpenModels, tasks: Tasks, *, derived: bytes, warm_digest: str
+    config: RunConfig,
+    models: OpenModels,
+    tasks: Tasks,
+    *,
+    derived: bytes,
+    founders: int,
+    warm: int,
+    warm_digest: str,
 ) -> dict[str, Any]:
     """Return the journal's header: all that a replay depends on.
 
@@ -215,6 +234,8 @@ def build_header(
         models: Its models.
         tasks: Its evaluators.
         derived: Content of derived.npz.
+        founders: How many recipes are scored before the algorithm's own, warm ones included.
+        warm: How many of them come with the scores of an earlier run.
         warm_digest: Digest of warm_start.json, "" without one.
     """
     versions = {"evomerge": evomerge.__version__, "python": platform.python_version()}
@@ -226,12 +247,26 @@ def build_header(
         "sources": {str(record["id"]): record["digest"] for record in models.record},
         "data": data_digests(tasks),
         "derived": hashlib.blake2b(derived, digest_size=16).hexdigest(),
+        "donor": donor_digests(models.donor),
         "tasks": dict(tasks.sizes),
+        "founders": founders,
+        "warm": warm,
+        "warm_start": warm_digest,
         "versions": versions,
     }
-    if warm_digest:
-        header["warm_start"] = warm_digest
     return header
+
+
+def donor_digests(donor: Path) -> dict[str, str]:
+    """Return name -> digest of the files beside the weights that shape how models are scored."""
+    names = ("config.json", *DONOR_FILES)
+    return {name: file_digest(donor / name) for name in names if (donor / name).is_file()}
+
+
+def file_digest(path: Path) -> str:
+    """Return the 32-hex-digit digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def data_digests(tasks: Tasks) -> dict[str, str]:
@@ -241,13 +276,7 @@ def data_digests(tasks: Tasks) -> dict[str, str]:
         values = [getattr(evaluator, item.name) for item in dataclasses.fields(evaluator)]  # type: ignore[arg-type]
         code = getattr(evaluator, "code_files", tuple)
         files |= {value for value in (*values, *code()) if isinstance(value, Path)}
-    found: dict[str, str] = {}
-    for path in sorted(files):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-            found[str(path)] = digest.hexdigest()
-    return found
+    return {str(path): file_digest(path) for path in sorted(files) if path.is_file()}
 
 
 def header_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -172,8 +172,7 @@ def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
         raise SourceError(
             f"{record['lora'] or record['model']}: changed since the run began "
             f"({len(changed)} tensors, first {changed[0] if changed else '?'}). Restore the file, "
-            "or begin a new run from this one's evaluations: "
-            "evomerge search CONFIG --warm-start RUN"
+            "or search anew with the models as they are: evomerge search CONFIG --run NEW"
         )
 
 

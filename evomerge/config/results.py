@@ -9,9 +9,11 @@ import numpy as np
 from evomerge.config.build import build_objectives
 from evomerge.config.workers import read_run_config
 from evomerge.core.candidate import Candidate
+from evomerge.core.front_rows import front_rows
 from evomerge.core.pareto import FrontArchive, ParetoFront, frozen_reference
 from evomerge.errors import ConfigError, RunError
 from evomerge.search.events import Event, candidate_of
+from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder, check_header
 
 
@@ -29,8 +31,7 @@ class RunResults:
         self.config = read_run_config(folder)
         self.objectives = build_objectives(self.config)
         events = folder.read_events()
-        if events:
-            check_header(events.pop(0), folder.journal)
+        self.header = check_header(events.pop(0), folder.journal) if events else {}
         self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
         self._archive = FrontArchive(n_objectives=len(self.objectives))
@@ -75,29 +76,16 @@ class RunResults:
 
     def front_members(self) -> list[dict[str, Any]]:
         """Return the front as JSON-ready rows, best first objective first."""
-        front = self.front()
-        order = np.lexsort((front.candidate_ids, -front.objectives[:, 0]))
-        rows = []
-        for i in order:
-            candidate_id = int(front.candidate_ids[i])
-            asked = self.asked[candidate_id]
-            rows.append(
-                {
-                    "candidate": candidate_id,
-                    "objectives": dict(
-                        zip(self.objectives.names, map(float, front.objectives[i]), strict=True)
-                    ),
-                    "recipe": asked["digest"],
-                    "origin": asked["origin"],
-                    "parents": asked["parents"],
-                }
-            )
+        digests = {candidate_id: str(asked["digest"]) for candidate_id, asked in self.asked.items()}
+        rows = front_rows(self.front(), self.objectives.names, digests)
+        for row in rows:
+            asked = self.asked[row["candidate"]]
+            row |= {"origin": asked["origin"], "parents": asked["parents"]}
         return rows
 
     def hypervolume(self) -> float | None:
         """Return the hypervolume over the reference frozen when the founders were scored."""
-        founders = {i for i, e in self.asked.items() if str(e["origin"]).startswith(_FOUNDERS)}
-        pending = set(founders)
+        pending = set(range(int(self.header.get("founders", 0))))  # as in the search loop
         seen = []
         for event in self.told:
             pending.discard(int(event["id"]))
@@ -109,10 +97,11 @@ class RunResults:
         return None
 
     def status(self) -> dict[str, Any]:
-        """Return counts, best values and front size."""
+        """Return state (running, interrupted or done), counts, best values and front size."""
         if not self.folder.journal.exists():
             raise RunError(f"{self.folder.path}: was created but never started")
-        budget = self.config.budget.evaluations
+        # What a warm start took over was told as well, and is no part of the budget.
+        budget = self.config.budget.evaluations + int(self.header.get("warm", 0))
         best: dict[str, dict[str, Any]] = {}
         for index, name in enumerate(self.objectives.names):
             if self.scored:
@@ -120,7 +109,7 @@ class RunResults:
                 best[name] = {"candidate": top["id"], "value": top["objectives"][index]}
         return {
             "run": str(self.folder.path),
-            "state": "done" if len(self.told) >= budget else "unfinished",
+            "state": self._state(budget),
             "done": len(self.told),
             "budget": budget,
             "in_flight": len(self.asked) - len(self.told),
@@ -132,5 +121,7 @@ class RunResults:
             "merge": self.config.merge["name"],
         }
 
-
-_FOUNDERS = ("founder", "warm start")
+    def _state(self, budget: int) -> str:
+        if is_driven(self.folder.path):
+            return "running"
+        return "done" if len(self.told) >= budget else "interrupted"

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from evomerge.config.build import (
@@ -38,8 +37,6 @@ from evomerge.config.workers import (
     worker_of,
 )
 from evomerge.config.yaml_file import dump_yaml
-from evomerge.core.candidate import Candidate
-from evomerge.core.recipe import Recipe
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, ReplayError, RunError
 from evomerge.runtime.in_process import InProcessExecutor
@@ -49,6 +46,9 @@ from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
 from evomerge.search.ports import Executor
 from evomerge.seeding import generator
 from evomerge.storage.run_store import RunFolder, RunStore, stored_evaluations
+
+# Parts of a journal's header that per-example scores depend on.
+_SCORED_FROM = ("sources.", "data.", "donor.", "tasks.", "config.tasks")
 
 
 def create_run(
@@ -135,6 +135,8 @@ class Session:
             self.models,
             self.tasks,
             derived=folder.derived.read_bytes(),
+            founders=len(self.space.founders),
+            warm=len(warm.proposals),
             warm_digest=warm.digest,
         )
         self.store = RunStore(folder, header=header, tasks=self.tasks.sizes)
@@ -156,10 +158,7 @@ class Session:
                 on_change=on_change,
             )
             events = self.store.journal.events[1:]
-            stand_in = Candidate(-1, Recipe("linear", ("none",), {"weights": np.ones((1, 1))}))
-            self.loop.replay(
-                stored_evaluations(events, self.store.scores, self.tasks.sizes, stand_in)
-            )
+            self.loop.replay(stored_evaluations(events, self.store.scores, self.tasks.sizes))
         except BaseException:
             self.store.close()
             raise
@@ -169,10 +168,17 @@ class Session:
         changed = header_differences(then, now)
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            # A warm start takes scores over, so it needs the models and examples they are of.
+            scored_otherwise = any(line.startswith(_SCORED_FROM) for line in changed)
+            begin = (
+                "search anew: evomerge search CONFIG --run NEW"
+                if scored_otherwise
+                else "begin a new run from this one's evaluations: "
+                f"evomerge search CONFIG --run NEW --warm-start {self.folder.path}"
+            )
             raise ReplayError(
                 f"{self.folder.path}: {changed[0]}{more} since the run began, so it cannot be "
-                "continued exactly. Put it back, or begin a new run from this one's "
-                f"evaluations: evomerge search CONFIG --warm-start {self.folder.path}"
+                f"continued exactly. Put it back, or {begin}"
             )
 
     def _keep_budget(self) -> None:
@@ -196,7 +202,8 @@ class Session:
                     self.tasks.search,
                     device=runtime.device,
                     threads=threads,
-                )
+                ),
+                max_attempts=runtime.max_attempts,
             )
         from evomerge.runtime.ray_pool import RayPool
 

@@ -11,8 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from evomerge.config.build import data_digests, donor_digests
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.recipe import Recipe
 from evomerge.errors import RunError
@@ -82,12 +81,14 @@ def read_warm_start(old: RunFolder, new: Prepared) -> WarmStart:
     evaluators = {t["name"]: t["evaluator"] for t in header["config"]["tasks"]}
     wanted = {task.name: task.evaluator for task in new.config.tasks}
     _same(old, "evaluators", evaluators, json.loads(json.dumps(wanted)))
+    _same(old, "examples or evaluator code", header["data"], data_digests(new.tasks))
+    donor = donor_digests(new.models.donor)
+    _same(old, "base model's config or tokenizer", header["donor"], donor)
     events = old.read_events()[1:]
     recipes = {int(e["id"]): e["recipe"] for e in events if e["kind"] == "asked"}
     scores = ScoreLog(old.scores, sum(new.tasks.sizes.values()))
-    stand_in = Candidate(-1, Recipe("linear", ("none",), {"weights": np.ones((1, 1))}))
     proposals, evaluations = [], []
-    for event, evaluation in stored_evaluations(events, scores, new.tasks.sizes, stand_in):
+    for event, evaluation in stored_evaluations(events, scores, new.tasks.sizes):
         if evaluation is None or evaluation.error is not None:
             continue
         recipe = Recipe.from_json(recipes[int(event["id"])], where=str(old.journal))

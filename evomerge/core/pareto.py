@@ -285,8 +285,11 @@ class FrontArchive:
         return ParetoFront(ids[order], self._rows.view()[order])
 
     def hypervolume(self) -> float | None:
-        """Return the front's hypervolume, computed once per change; None without a reference."""
-        if self._reference is None:
+        """Return the front's hypervolume, computed once per change.
+
+        None without a reference, and above `MAX_OBJECTIVES` objectives, where it takes too long.
+        """
+        if self._reference is None or len(self._reference) > MAX_OBJECTIVES:
             return None
         if self._volume is None:
             self._volume = hypervolume(self._rows.view(), self._reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from evomerge.core.candidate import Candidate
 from evomerge.runtime.worker import CandidateScorer
@@ -12,9 +13,10 @@ from evomerge.search.ports import Outcome
 class InProcessExecutor:
     """Scores candidates in the order they were submitted."""
 
-    def __init__(self, worker: CandidateScorer) -> None:
-        """Args: worker: scores one candidate at a time."""
+    def __init__(self, worker: CandidateScorer, *, max_attempts: int = 1) -> None:
+        """Args: max_attempts: how often a candidate is tried when memory runs out."""
         self._worker = worker
+        self._max_attempts = max_attempts
         self._queue: deque[Candidate] = deque()
 
     def submit(self, candidate: Candidate) -> None:
@@ -23,7 +25,14 @@ class InProcessExecutor:
 
     def wait(self, timeout: float) -> list[Outcome]:  # noqa: ARG002 (the port's signature)
         """Score the next queued candidate; its running time is not bounded by `timeout`."""
-        return [self._worker.evaluate(self._queue.popleft())] if self._queue else []
+        if not self._queue:
+            return []
+        candidate = self._queue.popleft()
+        for attempt in range(1, self._max_attempts + 1):
+            outcome = replace(self._worker.evaluate(candidate), attempt=attempt)
+            if not outcome.is_transient:
+                break
+        return [outcome]
 
     def withdraw(self) -> list[int]:
         """Take back every queued candidate; none is ever running between two calls."""

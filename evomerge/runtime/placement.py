@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 
@@ -32,13 +33,6 @@ def pick_device(wanted: str) -> str:
             raise ConfigError(f"runtime.device is {wanted!r}, but torch sees {count} GPUs")
         return f"cuda:{index}"
     return wanted
-
-
-def n_devices() -> int:
-    """Return the number of GPUs, or 1 when there is none."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 # Below this many parameters one thread is as fast as two, and far faster on a busy machine.
@@ -81,3 +75,12 @@ def worker_environment(gpus: float) -> dict[str, str]:
     them would end up on the first one.
     """
     return {} if gpus > 0 else {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def release_memory() -> None:
+    """Give unused memory back after an evaluation ran out of it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.core.candidate import Candidate, Evaluation
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, ExecutorError
 from evomerge.runtime.assignments import Assignment
 from evomerge.search.ports import Outcome
 
 if TYPE_CHECKING:
     from evomerge.runtime.worker import CandidateScorer
+
+
+SICK = 70  # exit status of a worker whose device failed
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,15 @@ class ScorerActor:
             # Built anew: unpickled arrays have lost their read-only flag.
             candidate = replace(candidate, recipe=replace(candidate.recipe))
             outcome = self._scorer.evaluate(candidate)
+        except ExecutorError as error:
+            # Only a new process gets a sick device back; its driver tries the candidate again.
+            print(error, file=sys.stderr, flush=True)
+            os._exit(SICK)
         except Exception as error:
             return _failure(error)
         done = outcome.evaluation
+        if outcome.is_transient:
+            return Reply(error=done.error, detail=outcome.detail)
         # Plain arrays: a scorer may return views, mappings or subclasses of anything.
         scores = {str(task): np.array(v, np.float32) for task, v in done.scores.items()}
         return Reply((scores, done.error, done.weights_digest, outcome.seconds, outcome.detail))

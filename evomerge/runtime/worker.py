@@ -11,19 +11,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
-from evomerge.errors import EvaluationError, EvomergeError
+from evomerge.errors import EvaluationError, EvomergeError, ExecutorError
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import materialize
 from evomerge.merging.source import TensorSource
 from evomerge.merging.weights_digest import WeightsDigest
+from evomerge.runtime.placement import release_memory
 from evomerge.search.ports import Outcome
 
 
@@ -70,32 +72,35 @@ class Worker:
         self.name = name
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Merge, install, score; a failure becomes an evaluation with an error."""
+        """Merge, install, score; a failure becomes an evaluation with an error.
+
+        Raises:
+            ExecutorError: The device is in a state that only a new process can leave.
+        """
         started = time.perf_counter()
-        detail = ""
+        detail, is_transient = "", False
         for subject in self._subjects:
             subject.name = f"candidate {candidate.id}"  # in messages
         try:
             weights = self.install(candidate.recipe)
-            scores = self.score()
-            evaluation = Evaluation(candidate, scores, None, weights)
-        except (
-            EvomergeError,
-            MemoryError,
-            RuntimeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            OSError,
-        ) as error:
-            # One bad candidate (or a user's evaluator function) must not end the search.
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            evaluation = Evaluation(candidate, self.score(), None, weights)
+        except torch.AcceleratorError as error:
+            raise ExecutorError(
+                f"{self._device} failed at candidate {candidate.id}: {first_line(error)}. Nothing "
+                "that was told is lost; resume the run"
+            ) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            evaluation = Evaluation(candidate, error=f"out of memory: {first_line(error)}")
+            detail, is_transient = traceback.format_exc(), True
+            release_memory()
+        except Exception as error:
+            # One bad candidate (or a user's evaluator function) must not end the search; a
+            # streak of failures does.
             kind = "" if isinstance(error, EvomergeError) else f"{type(error).__name__}: "
-            evaluation = Evaluation(candidate, error=f"{kind}{first}")
+            evaluation = Evaluation(candidate, error=f"{kind}{first_line(error)}")
             detail = traceback.format_exc()
-        return Outcome(evaluation, time.perf_counter() - started, self.name, 1, detail)
+        seconds = time.perf_counter() - started
+        return Outcome(evaluation, seconds, self.name, 1, detail, is_transient)
 
     def install(self, recipe: Recipe) -> str:
         """Merge `recipe` into the resident models; return the digest of the merged tensors."""
@@ -123,6 +128,11 @@ class Worker:
                 )
             scores[task] = values
         return scores
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type when it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _digested(

@@ -29,7 +29,7 @@ from evomerge.seeding import generator
 TellOrder = Literal["asked", "completed"]
 StopReason = Literal["budget", "seconds", "interrupted", "exhausted"]
 
-# A search whose first results are all failures is not going to recover by itself.
+# So many failures in a row are not bad candidates but a broken evaluator or a sick device.
 GIVE_UP_AFTER = 10
 
 # How long one wait for results blocks before the stop flag is looked at again.
@@ -85,6 +85,8 @@ class SearchLoop:
         self._ready: dict[int, Evaluation] = {}  # finished, not yet told
         self._parked: set[int] = set()  # of those, kept on disk
         self._digests: dict[int, str] = {}
+        self._streak = 0  # failures in a row, in this process
+        self._last: Evaluation | None = None
         self.on_change = on_change or (lambda _: None)
         algorithm.start(space, objectives, generator(plan.seed, "algorithm"))
 
@@ -110,7 +112,7 @@ class SearchLoop:
                         f"{again.recipe.digest() if again else 'nothing'}, the journal has "
                         f"{event['digest']}. Resume with the versions the journal's header "
                         "names, or begin a new run from its evaluations: "
-                        "evomerge search CONFIG --warm-start RUN"
+                        "evomerge search CONFIG --run NEW --warm-start RUN"
                     )
                 self._register(again)
             elif event["kind"] == "told" and evaluation is not None:
@@ -129,7 +131,7 @@ class SearchLoop:
         """Search until the budget is spent or a stop is requested; returns why it ended.
 
         Raises:
-            EvaluationError: The first `GIVE_UP_AFTER` results were all failures.
+            EvaluationError: `GIVE_UP_AFTER` results in a row, or all of them, were failures.
         """
         started = time.monotonic()
         for candidate in list(self.waiting.values()):  # asked before a crash, never told
@@ -153,6 +155,8 @@ class SearchLoop:
                 break
             self._collect(executor)
         self.log.publish(self.front_json, force=True)
+        if self._last is not None and not len(self.population):
+            self._give_up(f"all {self.n_told} candidates failed", self._last)
         return reason
 
     def _fill(self, executor: Executor | None) -> None:
@@ -213,12 +217,17 @@ class SearchLoop:
             if turn in self._parked:
                 self._parked.discard(turn)
                 self.log.unpark(turn)
-            if not len(self.population) and self.population.failures >= GIVE_UP_AFTER:
-                raise EvaluationError(
-                    f"the first {self.n_told} candidates all failed; the last one with: "
-                    f"{evaluation.error}. Mend the cause (events.log has the tracebacks) and resume"
-                )
+            self._streak = 0 if evaluation.error is None else self._streak + 1
+            if self._streak >= GIVE_UP_AFTER:
+                self._give_up(f"the last {self._streak} candidates all failed", evaluation)
+            self._last = evaluation
             self._fill(executor)
+
+    def _give_up(self, what: str, last: Evaluation) -> None:
+        raise EvaluationError(
+            f"{what}; candidate {last.candidate.id} with: {last.error}. Mend the cause "
+            "(events.log has the tracebacks) and resume"
+        )
 
     def _drain(self, executor: Executor) -> None:
         """Let running evaluations finish; queued ones stay asked and are scored on resume."""

@@ -20,6 +20,7 @@ class Outcome:
         worker: Which worker did it.
         attempt: 1 unless earlier attempts were lost with their worker.
         detail: Traceback or other text for events.log.
+        is_transient: The failure was a lack of memory; another attempt may succeed.
     """
 
     evaluation: Evaluation
@@ -27,6 +28,7 @@ class Outcome:
     worker: str = ""
     attempt: int = 1
     detail: str = ""
+    is_transient: bool = False
 
 
 class Executor(Protocol):

@@ -20,6 +20,9 @@ from evomerge.core.recipe import canonical_json
 from evomerge.errors import JournalError
 
 FSYNC_SECONDS = 0.05
+# A power cut may leave events durable whose scores are not: those of the last moments. More
+# than this many missing is no power cut.
+MAX_UNBACKED = 2000
 GENESIS = "0" * 32
 
 
@@ -66,6 +69,10 @@ def read_journal(path: Path) -> tuple[list[dict[str, Any]], str, int]:
     return events, chain, valid
 
 
+def _is_told(event: Mapping[str, Any]) -> bool:
+    return event.get("kind") == "told" and "error" not in event
+
+
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     try:
         with path.open("rb") as file:
@@ -91,8 +98,14 @@ def _damage(path: Path, number: int, start: int, what: str) -> str:
 class JournalWriter:
     """The single writer of one journal file."""
 
-    def __init__(self, path: Path, *, sync_first: Callable[[], None] = lambda: None) -> None:
-        """Open for appending, after cutting off a torn last line.
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sync_first: Callable[[], None] = lambda: None,
+        is_backed: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    ) -> None:
+        """Open for appending, after cutting off a torn end.
 
         Attributes set here: `events` (what was there), `sealed` (bytes cut off).
 
@@ -100,16 +113,26 @@ class JournalWriter:
             path: The journal file.
             sync_first: Called before each fsync of the journal, to make durable what its
                 events point at.
+            is_backed: Whether what an event points at is really there; after a power cut the
+                last events may be durable and their scores not. The journal is cut before
+                the first such event; what is cut is kept in ``journal.jsonl.cut``.
+
+        Raises:
+            JournalError: The journal is damaged, or too much of what it points at is missing.
         """
         self.path = path
         self._sync_first = sync_first
         if path.exists():
             self.events, self._chain, valid = read_journal(path)
+            self.events, self._chain, valid = self._backed(valid, is_backed)
             self.sealed = path.stat().st_size - valid
         else:
             self.events, self._chain, valid, self.sealed = [], GENESIS, 0, 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if self.sealed:
+            with path.open("rb") as file, path.with_name(path.name + ".cut").open("ab") as cut:
+                file.seek(valid)
+                cut.write(file.read())
             os.ftruncate(self._file, valid)
         os.lseek(self._file, valid, os.SEEK_SET)
         self._dirty = threading.Event()
@@ -117,6 +140,25 @@ class JournalWriter:
         self._failure: OSError | None = None
         self._syncer = threading.Thread(target=self._sync_often, name="journal-fsync", daemon=True)
         self._syncer.start()
+
+    def _backed(
+        self, valid: int, is_backed: Callable[[Mapping[str, Any]], bool]
+    ) -> tuple[list[dict[str, Any]], str, int]:
+        """Return events, chain and length up to the first event without its scores."""
+        first = next((i for i, e in enumerate(self.events) if not is_backed(e)), None)
+        if first is None:
+            return self.events, self._chain, valid
+        missing = sum(not is_backed(event) for event in self.events[first:])
+        if missing > MAX_UNBACKED or missing == sum(map(_is_told, self.events)):
+            raise JournalError(
+                f"{self.path}: the scores of {missing} results are missing. Restore scores.f32 "
+                "from a backup; nothing was changed."
+            )
+        chain, length = GENESIS, 0
+        for event in self.events[:first]:
+            chain, line = encode_line(chain, event)
+            length += len(line)
+        return self.events[:first], chain, length
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Append one event with a single write.

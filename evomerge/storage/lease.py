@@ -43,9 +43,11 @@ class Lease:
         epoch = 1
         if self.path.exists():
             body = self._read()
-            epoch = int(str(body.get("epoch", 0))) + 1
+            last = body.get("epoch")
+            epoch = 1 + (last if isinstance(last, int) else 0)
             elsewhere = body.get("host") not in (None, socket.gethostname())
-            if elsewhere and time.time() - self.path.stat().st_mtime < LEASE_SECONDS:
+            # abs: a clock that was set back must not keep a dead driver's lease fresh for hours.
+            if elsewhere and abs(time.time() - self.path.stat().st_mtime) < LEASE_SECONDS:
                 os.close(self._lock)
                 raise RunLockedError(
                     f"{folder}: {self._holder()} is running this search. If it is dead, wait "
@@ -83,7 +85,7 @@ class Lease:
                 if self.path.read_bytes() == self._mine:
                     os.utime(self.path)
             except OSError:
-                return  # check() will say so before the next write
+                continue  # a network file system may be away for a moment
 
     def _read(self) -> dict[str, object]:
         try:

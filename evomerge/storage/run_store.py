@@ -30,7 +30,7 @@ import numpy as np
 
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation
-from evomerge.core.recipe import canonical_json
+from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import JournalError, RunError
 from evomerge.storage.atomic import sync_folder, write_atomically
 from evomerge.storage.journal import JournalWriter, read_journal
@@ -132,8 +132,12 @@ def check_header(event: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(event)
 
 
+# Stands for the candidate in evaluations read back; replay puts the one it re-asked there.
+STAND_IN = Candidate(-1, Recipe("linear", ("none",), {"weights": np.ones((1, 1))}))
+
+
 def stored_evaluations(
-    events: list[dict[str, Any]], scores: ScoreLog, tasks: Mapping[str, int], stand_in: Candidate
+    events: list[dict[str, Any]], scores: ScoreLog, tasks: Mapping[str, int]
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
     """Yield each event after the header with the evaluation it tells of, if any.
 
@@ -141,16 +145,15 @@ def stored_evaluations(
         events: The journal after its header.
         scores: The run's per-example scores.
         tasks: Task -> number of examples.
-        stand_in: Candidate to put into the evaluations; replay replaces it by id.
     """
     for event in events:
         if event["kind"] != "told":
             yield event, None
         elif "error" in event:
-            yield event, Evaluation(stand_in, error=str(event["error"]))
+            yield event, Evaluation(STAND_IN, error=str(event["error"]))
         else:
             row = scores.read(int(event["row"]), str(event["scores"]))
-            yield event, Evaluation(stand_in, split_scores(row, tasks), None, str(event["weights"]))
+            yield event, Evaluation(STAND_IN, split_scores(row, tasks), None, str(event["weights"]))
 
 
 def split_scores(row: ScoreArray, tasks: Mapping[str, int]) -> dict[str, ScoreArray]:
@@ -176,6 +179,13 @@ def parked_file(evaluation: Evaluation) -> tuple[str, bytes]:
     }
     data = canonical_json({"body": body, "digest": row_digest(canonical_json(body).encode())})
     return f"arrived/{evaluation.candidate.id:08d}.json", data.encode()
+
+
+def sweep_temporary(folder: RunFolder) -> None:
+    """Delete temporary files that a killed driver left; only the lease's holder may."""
+    for place in (folder.path, folder.arrived):
+        for path in place.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 class RunStore:
@@ -206,16 +216,33 @@ class RunStore:
             self._log = opened.enter_context(folder.events.open("a", encoding="utf-8"))
             self.scores = ScoreLog(folder.scores, sum(tasks.values()))
             opened.callback(self.scores.close)
-            self.journal = JournalWriter(folder.journal, sync_first=self.scores.sync)
+            sweep_temporary(folder)
+            self._refuse_lost_journal()
+            self.journal = JournalWriter(
+                folder.journal, sync_first=self.scores.sync, is_backed=self.scores.backs
+            )
             opened.callback(self.journal.close)
             if self.journal.sealed:
-                self.note(f"cut {self.journal.sealed} bytes of a torn last journal line")
+                self.note(f"cut {self.journal.sealed} bytes of a torn end of the journal")
             rows = sum(e["kind"] == "told" and "error" not in e for e in self.journal.events)
             self.scores.open_for_append(rows)
             if not self.journal.events:
                 self.append(header)
+                self.journal.sync()  # rows of scores must never be durable without a header
+                sync_folder(folder.path)
             self.header = check_header((self.journal.events or [dict(header)])[0], folder.journal)
             self._opened = opened.pop_all()
+
+    def _refuse_lost_journal(self) -> None:
+        """Raise rather than begin anew over the results of a run whose journal is gone."""
+        folder = self.folder
+        has_journal = folder.journal.exists() and folder.journal.stat().st_size > 0
+        has_results = folder.scores.exists() and folder.scores.stat().st_size > 0
+        if has_results and not has_journal:
+            raise JournalError(
+                f"{folder.journal}: is missing or empty, but {folder.scores.name} holds results. "
+                "Restore the journal from a backup; nothing was changed."
+            )
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Append one journal event, if this driver still owns the run."""
@@ -223,11 +250,13 @@ class RunStore:
         self.journal.append(event)
 
     def append_scores(self, scores: ScoreArray) -> tuple[int, str]:
-        """Append one row of per-example scores."""
+        """Append one row of per-example scores, if this driver still owns the run."""
+        self.lease.check()
         return self.scores.append(scores)
 
     def park(self, evaluation: Evaluation) -> None:
         """Keep a result that arrived before its turn in ``arrived/<id>.json``."""
+        self.lease.check()
         name, data = parked_file(evaluation)
         with explained(self.folder.path / name):
             write_atomically(self.folder.path / name, data, durable=False)
@@ -253,6 +282,7 @@ class RunStore:
 
     def unpark(self, candidate_id: int) -> None:
         """Delete a parked result whose event is in the journal."""
+        self.lease.check()
         self._parking(candidate_id).unlink(missing_ok=True)
 
     def _parking(self, candidate_id: int) -> Path:
@@ -277,6 +307,7 @@ class RunStore:
         if not force and now - self._last_publish < FRONT_SECONDS:
             return
         self._last_publish = now
+        self.lease.check()
         text = json.dumps(front(), indent=1)
         with explained(self.folder.front):
             write_atomically(self.folder.front, text.encode() + b"\n", durable=force)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +49,13 @@ class ScoreLog:
         os.ftruncate(self._file, wanted)
         os.lseek(self._file, wanted, os.SEEK_SET)
         self._rows = rows
+
+    def backs(self, event: Mapping[str, Any]) -> bool:
+        """Return whether the row that a journal event points at is in the file."""
+        if event.get("kind") != "told" or "error" in event:
+            return True
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return (int(event["row"]) + 1) * self.n_examples * 4 <= size
 
     def append(self, scores: ScoreArray) -> tuple[int, str]:
         """Append one (N,) row; return its number and digest."""
@@ -90,11 +99,3 @@ class ScoreLog:
         if row_digest(data) != digest:
             raise JournalError(f"{self.path}: row {row} is missing or was altered")
         return np.frombuffer(data, dtype="<f4").astype(np.float32)
-
-    def read_all(self) -> ScoreArray:
-        """Return (rows, N) scores, whole rows only."""
-        if not self.path.exists():
-            return np.zeros((0, self.n_examples), np.float32)
-        data = np.fromfile(self.path, dtype="<f4")
-        rows = len(data) // max(self.n_examples, 1)
-        return data[: rows * self.n_examples].reshape(rows, self.n_examples)

@@ -5,7 +5,7 @@ The names are those of files that transformers writes; `{i}` is the layer.
 
 import pytest
 
-from evomerge.core.tensor_names import order_key, place
+from evomerge.core.tensor_names import count_layers, order_key, place
 
 WEIGHT_AND_BIAS = "+bias"  # both `.weight` and `.bias` exist
 
@@ -224,3 +224,8 @@ def test_unknown_names_fall_back_to_other(name):
 def test_label_joins_layer_and_kind():
     assert place("model.layers.3.self_attn.q_proj.weight").label == "layer.3.attn.q"
     assert place("model.embed_tokens.weight").label == "embed"
+
+
+def test_layers_are_counted_from_the_names():
+    assert count_layers(["model.layers.0.x", "model.layers.10.mlp.experts.40.w1.weight"]) == 11
+    assert count_layers(["model.norm.weight"]) == 0

@@ -27,6 +27,13 @@ def marked(subject, n, folder):
     open(os.path.join(folder, f"{time.time_ns()}-{os.getpid()}"), "w").close()
     return closeness(subject, n, 0.1)
 
+def sometimes(subject, n):
+    """Fail on the models whose weights say so: the same ones in every process."""
+    weights = np.concatenate([p.detach().numpy().ravel() for p in subject.model.parameters()])
+    if int(abs(weights.sum()) * 1e4) % 3 == 0:
+        raise RuntimeError("this evaluator fails on some models")
+    return closeness(subject, n, 0.1)
+
 def fails(subject, n):
     raise RuntimeError("this evaluator always fails")
 '''

@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from evomerge.algorithms.nevergrad_adapter import CmaEs
 from evomerge.algorithms.optuna_adapter import Nsga2
+from evomerge.algorithms.random_search import RandomSearch
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, ReplayError
+from evomerge.search.loop import LoopPlan, SearchLoop
 from evomerge.search.ports import Outcome
 
 from .fakes import SPACE, Killed, MemoryLog, ShuffledExecutor, make_loop, replayable, score
@@ -170,12 +173,37 @@ def test_a_time_limit_drains():
     assert loop.run(ShuffledExecutor(0)) == "seconds"
 
 
-def test_a_search_that_only_fails_stops_and_says_why():
+def failing_from(first):
+    return lambda c: score(c) if c.id < first else Evaluation(c, error="no luck")
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_ten_failures_in_a_row_stop_the_search_and_say_why(first):
     log = MemoryLog()
     loop = make_loop(log)
-    with pytest.raises(EvaluationError, match=r"first 10 candidates all failed.*no luck"):
-        loop.run(ShuffledExecutor(0, scorer=lambda c: Evaluation(c, error="no luck")))
-    assert sum(event["kind"] == "told" for event in log.events) == 10
+    with pytest.raises(EvaluationError, match=r"the last 10 candidates all failed.*no luck"):
+        loop.run(ShuffledExecutor(0, scorer=failing_from(first)))
+    assert sum("error" in event for event in log.events) == 10
     again = make_loop(log)
     again.replay(replayable(log))
     assert again.run(ShuffledExecutor(1)) == "budget", "once mended, the run goes on"
+
+
+def test_a_short_search_in_which_all_fail_is_an_error():
+    with pytest.raises(EvaluationError, match=r"all 6 candidates failed.*no luck"):
+        make_loop(evaluations=6).run(ShuffledExecutor(0, scorer=failing_from(0)))
+
+
+def test_seven_objectives_have_a_front_and_no_hypervolume():
+    names = [f"o{i}" for i in range(7)]
+    objectives = Objectives(tuple(Objective(name, {"a": 1.0}) for name in names))
+    loop = SearchLoop(
+        algorithm=RandomSearch(),
+        space=SPACE,
+        objectives=objectives,
+        log=MemoryLog(),
+        plan=LoopPlan(0, 12, 3),
+    )
+    assert loop.run(ShuffledExecutor(0)) == "budget"
+    assert len(loop.front) >= 1
+    assert loop.front.hypervolume() is None

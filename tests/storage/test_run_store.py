@@ -58,7 +58,7 @@ def test_scores_and_events_come_back(tmp_path):
     store.append({"kind": "told", "id": 1, "error": "no"})
     store.close()
     again = RunStore(folder, header=HEADER, tasks=TASKS)
-    events = list(stored_evaluations(again.journal.events[1:], again.scores, TASKS, candidate()))
+    events = list(stored_evaluations(again.journal.events[1:], again.scores, TASKS))
     assert events[0][1].scores["a"].tolist() == [1, 0, 1]
     assert events[0][1].scores["b"].tolist() == [0.5, 0.25]
     assert events[1][1].error == "no"
@@ -85,12 +85,12 @@ def test_missing_or_altered_scores_are_an_error(tmp_path):
     store.close()
     data = folder.scores.read_bytes()
     folder.scores.write_bytes(data[:10])
-    with pytest.raises(JournalError, match="the journal needs 20"):
+    with pytest.raises(JournalError, match="the scores of 1 results are missing"):
         RunStore(folder, header=HEADER, tasks=TASKS)
     folder.scores.write_bytes(b"\1" + data[1:])
     store = RunStore(folder, header=HEADER, tasks=TASKS)
     with pytest.raises(JournalError, match="row 0 is missing or was altered"):
-        list(stored_evaluations(store.journal.events[1:], store.scores, TASKS, candidate()))
+        list(stored_evaluations(store.journal.events[1:], store.scores, TASKS))
     store.close()
 
 
@@ -179,3 +179,95 @@ def test_a_zombie_driver_cannot_write_after_a_takeover(tmp_path):
         store.append({"kind": "asked"})
     assert folder.journal.read_bytes() == before
     store.close()
+
+
+def _with_results(folder, count):
+    store = RunStore(folder, header=HEADER, tasks=TASKS)
+    for number in range(count):
+        row, digest = store.append_scores(np.full(5, number, np.float32))
+        store.append(
+            {
+                "kind": "told",
+                "id": number,
+                "row": row,
+                "scores": digest,
+                "weights": "w",
+                "objectives": [1.0],
+            }
+        )
+    store.close()
+
+
+def test_a_power_cut_that_kept_events_but_not_their_scores_is_healed(tmp_path):
+    folder = make(tmp_path / "run")
+    _with_results(folder, 5)
+    whole = folder.journal.read_bytes()
+    folder.scores.write_bytes(folder.scores.read_bytes()[: 3 * 20 + 7])
+    store = RunStore(folder, header=HEADER, tasks=TASKS)
+    assert [event["id"] for event in store.journal.events[1:]] == [0, 1, 2]
+    assert folder.scores.stat().st_size == 60
+    cut = (folder.path / "journal.jsonl.cut").read_bytes()
+    assert folder.journal.read_bytes() + cut == whole
+    store.close()
+    _with_results_again = RunStore(folder, header=HEADER, tasks=TASKS)
+    assert len(_with_results_again.journal.events) == 4
+    _with_results_again.close()
+
+
+def test_lost_scores_of_a_whole_run_are_not_cut_away(tmp_path):
+    folder = make(tmp_path / "run")
+    _with_results(folder, 5)
+    before = folder.journal.read_bytes()
+    folder.scores.unlink()
+    with pytest.raises(JournalError, match="the scores of 5 results are missing"):
+        RunStore(folder, header=HEADER, tasks=TASKS)
+    assert folder.journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", [None, 0])
+def test_a_run_whose_journal_is_gone_is_not_begun_anew(tmp_path, left):
+    folder = make(tmp_path / "run")
+    _with_results(folder, 3)
+    if left is None:
+        folder.journal.unlink()
+    else:
+        folder.journal.write_bytes(b"")
+    before = folder.scores.read_bytes()
+    with pytest.raises(JournalError, match="is missing or empty"):
+        RunStore(folder, header=HEADER, tasks=TASKS)
+    assert folder.scores.read_bytes() == before
+
+
+def test_a_zombie_driver_writes_nothing_at_all(tmp_path):
+    folder = make(tmp_path / "run")
+    store = RunStore(folder, header=HEADER, tasks=TASKS)
+    (folder.path / "lease.json").write_text(
+        json.dumps({"epoch": 99, "host": "elsewhere", "pid": 1})
+    )
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    scores = {"a": np.zeros(3, np.float32), "b": np.zeros(2, np.float32)}
+    for write in (
+        lambda: store.append_scores(np.zeros(5, np.float32)),
+        lambda: store.park(Evaluation(candidate(1), scores)),
+        lambda: store.unpark(1),
+        lambda: store.publish(list, force=True),
+    ):
+        with pytest.raises(RunLockedError, match="taken this run over"):
+            write()
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+    store.close()
+
+
+@pytest.mark.parametrize("body", ["null", "[]", '{"epoch": "abc"}', "garbage"])
+def test_a_garbled_lease_file_does_not_stop_a_run(tmp_path, body):
+    folder = make(tmp_path / "run")
+    (folder.path / "lease.json").write_text(body)
+    RunStore(folder, header=HEADER, tasks=TASKS).close()
+
+
+def test_temporary_files_of_a_killed_driver_are_swept(tmp_path):
+    folder = make(tmp_path / "run")
+    for place in (folder.path / ".front.json.7.tmp", folder.arrived / ".00000003.json.7.tmp"):
+        place.write_bytes(b"half")
+    RunStore(folder, header=HEADER, tasks=TASKS).close()
+    assert not list(folder.path.rglob("*.tmp"))

@@ -1,0 +1,46 @@
+"""Look whether a driver holds a run's lease, without taking it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from evomerge.storage.lease import LEASE_SECONDS
+
+
+def is_driven(folder: Path) -> bool:
+    """Return whether a driver, on this host or another, is writing the run in `folder`.
+
+    Only reads: a shared lock is tried and given back at once.
+    """
+    return _is_locked(folder / "lock") or _is_fresh_elsewhere(folder / "lease.json")
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: the lease is all there is
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
+def _is_fresh_elsewhere(path: Path) -> bool:
+    try:
+        body = json.loads(path.read_bytes())
+        age = time.time() - path.stat().st_mtime
+    except (OSError, ValueError):
+        return False
+    host = body.get("host") if isinstance(body, dict) else None
+    return host not in (None, socket.gethostname()) and age < LEASE_SECONDS
