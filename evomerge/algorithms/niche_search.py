@@ -13,10 +13,10 @@ import numpy as np
 from evomerge.core.arrays import FloatArray, ScoreArray
 from evomerge.core.niching import (
     Capacity,
-    example_values,
+    attraction,
     lift,
     roulette,
-    weighted_sums,
+    shared_fitness,
 )
 
 Genome = TypeVar("Genome")
@@ -142,8 +142,7 @@ class NicheSearch(Generic[Genome]):
             self._ids.append(member_id)
         else:
             rows = lift(self._scores)
-            values = example_values(rows, self._alpha, self._capacity)
-            slot = int(weighted_sums(rows, values).argmin())
+            slot = int(shared_fitness(rows, self._alpha, self._capacity).argmin())
             if slot == self._size:
                 return False
             self._scores[slot] = scores
@@ -157,8 +156,7 @@ class NicheSearch(Generic[Genome]):
         if self._lifted is None or self._fitness is None:
             assert self._scores is not None
             self._lifted = lift(self._scores[: len(self.members)])
-            values = example_values(self._lifted, self._alpha, self._capacity)
-            self._fitness = weighted_sums(self._lifted, values)
+            self._fitness = shared_fitness(self._lifted, self._alpha, self._capacity)
         return self._lifted, self._fitness
 
     def _breed(self) -> Offspring[Genome]:
@@ -171,9 +169,5 @@ class NicheSearch(Generic[Genome]):
     def _pick_parents(self) -> tuple[int, int]:
         scores, fitness = self._comparable()
         a = roulette(fitness, self._rng)
-        if self._use_attraction:
-            values = example_values(scores, 1.0, self._capacity)
-            pull = weighted_sums(np.maximum(scores - scores[a], 0.0), values)
-        else:
-            pull = fitness
+        pull = attraction(scores, a, self._capacity) if self._use_attraction else fitness
         return a, roulette(pull, self._rng, exclude=a)

@@ -15,6 +15,7 @@ not mentioned                         searched if the method gives it no default
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,7 @@ def build_space(
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
             does not fit the models.
     """
-    if "name" not in body:
-        raise ConfigError(f"merge: needs a `name:`. Known: {', '.join(merge_operators.names())}.")
-    name = str(body["name"])
-    try:
-        operator: Any = merge_operators.get(name)
-    except ConfigError as error:
-        raise ConfigError(f"merge.name: {error}") from None
+    name, operator = _operator(body)
     n_experts = len(model.sources) - model.has_base
     _check_fit(name, operator, model, n_experts)
     grouping = str(body.get("groups", "global"))
@@ -71,52 +66,50 @@ def build_space(
         labels, _ = assign_groups(grouping, [tensor.spec.name for tensor in model.merged])
     except ConfigError as error:
         raise ConfigError(f"merge.groups: {error}") from None
-    genes = {item.name: item for item in gene_fields(operator)}
-    known = [*genes, *setting_names(operator), "groups"]
+    width = len(model.sources) if operator.weights_over == "sources" else n_experts
+    searched: list[SearchedParam] = []
+    fixed: dict[str, FloatArray] = {}
+    resolved: dict[str, Any] = {"name": name, "groups": grouping}
+    for item in gene_fields(operator):
+        key = item.name
+        value = body.get(key, "search" if item.default is None else item.default)
+        param, row = _parse(item, value, width if item.per_source else 1, f"merge.{key}")
+        if param is not None:
+            searched.append(param)
+            resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
+        elif item.per_source:
+            fixed[key] = np.tile(row, (len(labels), 1))
+            resolved[key] = {"values": row.tolist()}
+        else:
+            fixed[key] = np.full(len(labels), row[0])
+            resolved[key] = float(row[0])
+    settings = _settings(operator, name, body)
+    space = SearchSpace(
+        name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
+    )
+    if founders != "none":
+        proposals = _founders(space, model, founders, in_span=in_span)
+        space = replace(space, founders=proposals)
+    return space, resolved | settings
+
+
+def _operator(body: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return name and class of the merge method; refuses keys it does not have."""
+    if "name" not in body:
+        raise ConfigError(f"merge: needs a `name:`. Known: {', '.join(merge_operators.names())}.")
+    name = str(body["name"])
+    try:
+        operator = merge_operators.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"merge.name: {error}") from None
+    known = [*(item.name for item in gene_fields(operator)), *setting_names(operator), "groups"]
     for key in body:
         if key != "name" and key not in known:
             raise ConfigError(
                 f"merge.{key} is not a parameter of {name!r}.{nearest(str(key), known)} "
                 f"Known: {', '.join(sorted(known))}."
             )
-    width = len(model.sources) if operator.weights_over == "sources" else n_experts
-    searched: list[SearchedParam] = []
-    fixed: dict[str, FloatArray] = {}
-    resolved: dict[str, Any] = {"name": name, "groups": grouping}
-    for key, item in genes.items():
-        value = body.get(key, "search" if item.default is None else item.default)
-        columns = width if item.per_source else 1
-        param, rows = _parse(item, value, columns, f"merge.{key}")
-        if param is not None:
-            searched.append(param)
-            resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
-        else:
-            fixed[key] = (
-                np.tile(rows, (len(labels), 1))
-                if item.per_source
-                else np.full(len(labels), rows[0])
-            )
-            resolved[key] = {"values": rows.tolist()} if item.per_source else float(rows[0])
-    settings = _settings(operator, name, body)
-    resolved |= settings
-    space = SearchSpace(
-        name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
-    )
-    proposals = () if founders == "none" else _founders(space, model, founders, in_span=in_span)
-    return (
-        SearchSpace(
-            name,
-            model.sources,
-            grouping,
-            len(labels),
-            tuple(searched),
-            fixed,
-            settings,
-            span,
-            proposals,
-        ),
-        resolved,
-    )
+    return name, operator
 
 
 def _check_fit(name: str, operator: Any, model: ModelSpace, n_experts: int) -> None:
