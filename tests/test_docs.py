@@ -1,0 +1,53 @@
+"""The documents say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import evomerge.algorithms
+import evomerge.evaluation
+import evomerge.merging
+from evomerge.algorithms.algorithm import search_algorithms
+from evomerge.cli.main import app
+from evomerge.config.construct import construct
+from evomerge.config.schema import parse_config
+from evomerge.evaluation.evaluator import evaluators
+from evomerge.merging.operator import merge_operators
+
+ROOT = Path(__file__).parents[1]
+METHODS = (ROOT / "docs" / "methods.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "registry", [merge_operators, search_algorithms, evaluators], ids=lambda r: r.kind
+)
+def test_every_built_in_has_a_row_and_every_row_a_built_in(registry):
+    rows = set(re.findall(r"^\| `(\w+)`", METHODS, flags=re.MULTILINE))
+    assert set(registry.names()) <= rows
+    everything = {n for r in (merge_operators, search_algorithms, evaluators) for n in r.names()}
+    assert rows <= everything
+
+
+def test_the_readme_config_is_valid(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        config = parse_config(yaml.safe_load(block), "README.md")
+        construct(search_algorithms, config.algorithm, "algorithm", tmp_path)
+        merge_operators.get(config.merge["name"])
+        for task in config.tasks:
+            construct(evaluators, task.evaluator, "tasks", tmp_path)
+            if task.held_out is not None:
+                construct(evaluators, {**task.evaluator, **task.held_out}, "tasks", tmp_path)
+
+
+def test_the_readme_names_every_verb_and_every_link_exists():
+    verbs = {command.callback.__name__ for command in app.registered_commands}
+    for verb in verbs:
+        assert f"`{verb}" in README or f"evomerge {verb}" in README, verb
+    for document in [README, METHODS, *(p.read_text() for p in ROOT.glob("docs/*.md"))]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document):
+            assert (ROOT / link).exists() or (ROOT / "docs" / link).exists(), link
