@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import evomerge.algorithms
-import evomerge.evaluation
-import evomerge.merging
 from evomerge.algorithms.algorithm import search_algorithms
 from evomerge.cli.main import app
 from evomerge.config.construct import construct

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from evomerge.cli.search import idle_workers
 from evomerge.config.build import needs_span
 from evomerge.config.schema import load_config
 from evomerge.config.session import Prepared, preflight
@@ -61,13 +62,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    """Return the facts for people, one finding per line: ✓ fine, ! look at this."""
+    """Return the facts for people, one finding per line: ✓ fine, then ! look at this."""
     found = [
         f"✓ {len(facts['models'])} models aligned: {facts['merged_tensors']} tensors merged "
         f"({facts['merged_elements']:,} elements), {sum(facts['copied'].values())} copied"
     ]
     found += [f"  copied: {reason} ({count})" for reason, count in facts["copied"].items()]
-    found += [f"! left out of the merge: {name}: {why}" for name, why in facts["left_out"].items()]
     size = (
         "the span of the models"
         if facts["dimensions"] is None
@@ -76,16 +76,32 @@ def lines(facts: dict[str, Any]) -> list[str]:
     found.append(f"✓ search: {facts['algorithm']} over {facts['merge']}, {size}")
     examples = ", ".join(f"{task} {n}" for task, n in facts["tasks"].items())
     found.append(f"✓ examples: {examples}; {facts['example_evaluations']:,} scored in all")
+    n_workers = facts["workers"]
+    found.append(
+        f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, "
+        f"{n_workers} worker{'' if n_workers == 1 else 's'}"
+    )
+    return found + [f"! {warning}" for warning in warnings(facts)]
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """Return what can be run and had better be looked at."""
+    found = [f"left out of the merge: {name}: {why}" for name, why in facts["left_out"].items()]
     small = [task for task, n in facts["tasks"].items() if n < 100]
     if small:
-        found.append(f"! fewer than 100 examples in {', '.join(small)}: the search will overfit")
+        found.append(f"fewer than 100 examples in {', '.join(small)}: the search will overfit")
     missing = sorted(set(facts["tasks"]) - set(facts["held_out"]))
     if missing:
-        found.append(f"! no held_out examples for {', '.join(missing)}: scores will look too good")
-    found.append(
-        f"✓ about {facts['memory_per_worker_bytes'] / 2**20:,.0f} MB per worker, "
-        f"{facts['workers']} workers"
-    )
+        found.append(f"no held_out examples for {', '.join(missing)}: scores will look too good")
+    idle = idle_workers(facts["look_ahead"], facts["workers"])
+    if idle:
+        found.append(idle)
     if facts["export_bytes"] > facts["free_disk_bytes"]:
-        found.append("! not enough free disk here to export even one model")
+        found.append("not enough free disk here to export even one model")
     return found
+
+
+def megabytes(n_bytes: int) -> str:
+    """Return a rough size such as "about 1,234 MB"."""
+    size = n_bytes / 2**20
+    return "under 1 MB" if size < 1 else f"about {size:,.0f} MB"

@@ -1,7 +1,7 @@
 """evomerge's command line.
 
 Exit codes: 0 done, 2 bad config or argument, 3 preflight or run failed, 75 interrupted and
-resumable, 1 bug.
+resumable, 130 interrupted with no run to resume, 141 nobody reads the output any more, 1 bug.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from evomerge.cli.output import say, silence
 from evomerge.errors import ConfigError, EvomergeError
 
-INTERRUPTED = 75
-TYPER_CTRL_C = 130  # what typer turns a KeyboardInterrupt into
+CTRL_C = 130  # what typer turns a KeyboardInterrupt into
+BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 app = typer.Typer(
     name="evomerge",
@@ -25,7 +26,7 @@ app = typer.Typer(
         "start: evomerge search CONFIG; resume: evomerge resume RUN; "
         "export: evomerge export RUN --pick knee --out DIR\n\n"
         "Exit codes: 0 done, 2 bad config, 3 preflight or run failed, "
-        "75 interrupted and resumable, 1 bug."
+        "75 interrupted and resumable, 130 interrupted with no run to resume, 1 bug."
     ),
     rich_markup_mode=None,
     add_completion=False,
@@ -196,19 +197,27 @@ def run() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except EvomergeError as error:
         _fail(type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:  # an unknown verb, a missing argument, …
         message = error.format_message().rstrip(".")
         _fail("ConfigError", f"{message}. See evomerge --help.", ConfigError.exit_code)
-    if code == TYPER_CTRL_C:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+    except BrokenPipeError:  # `evomerge front RUN | head -1`
+        silence(sys.stdout)
+        code = BROKEN_PIPE
+    except SystemExit as stopped:  # typer leaves with 1 where a verb meets a closed pipe itself
+        if stopped.code != 1:
+            raise
+        silence(sys.stdout)
+        code = BROKEN_PIPE
+    if code == CTRL_C:
+        say("interrupted")
     sys.exit(code)
 
 
 def _fail(kind: str, message: str, code: int) -> NoReturn:
     # One line also where a library's message, quoted in ours, has several.
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    print(f"{kind}: {line}", file=sys.stderr)
+    say(f"{kind}: {line}")
     sys.exit(code)

@@ -7,7 +7,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from evomerge.cli.output import say
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
     from rich.live import Live
 
@@ -29,6 +33,7 @@ class Progress:
         self._started = time.monotonic()
         self._told_before = loop.n_told
         self._last = 0.0
+        self._is_over = False
 
     def __enter__(self) -> Progress:
         self._loop.on_change = lambda _: self._maybe_report()
@@ -37,12 +42,12 @@ class Progress:
             from rich.live import Live
 
             self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
+            self._on_terminal(self._live.start)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            self._on_terminal(self._live.stop)
 
     def facts(self) -> dict[str, Any]:
         """Return what is shown: counts, best values, speed and remaining time."""
@@ -50,19 +55,14 @@ class Progress:
         seconds = time.monotonic() - self._started
         done = loop.n_told - self._told_before
         rate = done / seconds if done and seconds > 0 else None
-        left = loop.plan.evaluations - loop.n_told
-        best = {
-            name: found[1]
-            for index, name in enumerate(loop.objectives.names)
-            if (found := loop.population.best(index)) is not None
-        }
+        left = max(0, loop.plan.evaluations - loop.n_told)  # below 0: the budget was lowered
         return {
             "run": self._name,
             "done": loop.n_told,
             "budget": loop.plan.evaluations,
             "running": len(loop.waiting),
             "failed": loop.population.failures,
-            "best": best,
+            "best": {name: found["value"] for name, found in best_of(loop).items()},
             "front": len(loop.front),
             "hypervolume": loop.front.hypervolume(),
             "evaluations_per_s": rate,
@@ -72,16 +72,34 @@ class Progress:
     def _maybe_report(self) -> None:
         now = time.monotonic()
         pause = LIVE_SECONDS if self._live is not None else PLAIN_SECONDS
-        if now - self._last < pause and self._loop.n_told < self._loop.plan.evaluations:
+        loop = self._loop
+        is_last = loop.n_told >= loop.plan.evaluations and not loop.waiting
+        if self._is_over or (now - self._last < pause and not is_last):
             return
         self._last = now
+        self._is_over = is_last
         facts = self.facts()
-        if self._as_json:
-            print(json.dumps(facts), file=sys.stderr, flush=True)
-        elif self._live is not None:
-            self._live.update(live_view(facts), refresh=True)
+        if self._live is not None:
+            view, live = live_view(facts), self._live
+            self._on_terminal(lambda: live.update(view, refresh=True))
         else:
-            print(describe(facts), file=sys.stderr, flush=True)
+            say(json.dumps(facts) if self._as_json else describe(facts))
+
+    def _on_terminal(self, draw: Callable[[], None]) -> None:
+        """Draw, and stop drawing when the terminal is gone: the search must outlive it."""
+        try:
+            draw()
+        except (OSError, SystemExit):  # rich turns a broken pipe into an exit
+            self._live = None
+
+
+def best_of(loop: SearchLoop) -> dict[str, dict[str, float | int]]:
+    """Return objective -> best candidate and value; {} before anything is scored."""
+    return {
+        name: {"candidate": found[0], "value": found[1]}
+        for index, name in enumerate(loop.objectives.names)
+        if (found := loop.population.best(index)) is not None
+    }
 
 
 def describe(facts: dict[str, Any]) -> str:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from evomerge.cli.locate import POPULATIONS
+from evomerge.cli.output import say
 from evomerge.cli.progress import Progress
-from evomerge.cli.search import DONE, INTERRUPTED, stop_signals
+from evomerge.cli.search import DONE, INTERRUPTED, exit_code_of_ctrl_c, stop_signals
 from evomerge.config.session import Session
 from evomerge.quickstart.report import front_table, mean, table
 from evomerge.quickstart.run import NAME, TITLES, Outcome, run_quickstart
 from evomerge.search.loop import StopReason
+from evomerge.storage.run_store import RunFolder
 
 
 def quickstart_command(*, evaluations: int, as_json: bool) -> int:
     """Train, search, report, export; returns the exit code."""
 
     def search(session: Session) -> StopReason:
-        with stop_signals(session.loop), Progress(session.loop, NAME, as_json=as_json):
+        with (
+            stop_signals(session.loop, as_json=as_json),
+            Progress(session.loop, NAME, as_json=as_json),
+        ):
             return session.run()
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    outcome = run_quickstart(POPULATIONS, evaluations=evaluations, search=search, say=say)
+    with exit_code_of_ctrl_c(RunFolder(POPULATIONS / NAME)):
+        outcome = run_quickstart(POPULATIONS, evaluations=evaluations, search=search, say=say)
     if outcome is None:
         again = f"evomerge quickstart --evaluations {evaluations}"
         if as_json:

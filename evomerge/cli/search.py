@@ -11,14 +11,15 @@ from pathlib import Path
 from types import FrameType
 
 from evomerge.cli.locate import POPULATIONS, locate
-from evomerge.cli.progress import Progress
+from evomerge.cli.output import notice, say
+from evomerge.cli.progress import Progress, best_of
 from evomerge.config.schema import RunConfig, load_config
 from evomerge.config.session import Session, open_or_create, with_budget, with_runtime
 from evomerge.config.workers import read_run_config
 from evomerge.search.loop import SearchLoop
 from evomerge.storage.run_store import RunFolder
 
-DONE, INTERRUPTED = 0, 75
+DONE, INTERRUPTED, NOTHING_YET = 0, 75, 130
 
 
 def search_command(
@@ -37,8 +38,9 @@ def search_command(
     config = with_runtime(config, executor=executor, address=address, workers=workers)
     folder = RunFolder(run or POPULATIONS / config.name)
     old = None if warm_start is None else locate(warm_start).path
-    resolved, existed = open_or_create(config, config_path.resolve().parent, folder, old)
-    return drive(folder, resolved, existed=existed, as_json=as_json)
+    with exit_code_of_ctrl_c(folder):
+        resolved, existed = open_or_create(config, config_path.resolve().parent, folder, old)
+        return drive(folder, resolved, existed=existed, as_json=as_json)
 
 
 def resume_command(
@@ -53,9 +55,31 @@ def resume_command(
     """Continue an existing run; returns the exit code."""
     folder = locate(run)
     config = read_run_config(folder)
-    config = with_runtime(config, executor=executor, address=address, workers=workers)
+    config = with_runtime(
+        config, executor=executor, address=address, workers=workers, is_resolved=True
+    )
     config = with_budget(config, evaluations)
-    return drive(folder, config, existed=True, as_json=as_json)
+    with exit_code_of_ctrl_c(folder):
+        return drive(folder, config, existed=True, as_json=as_json)
+
+
+@contextmanager
+def exit_code_of_ctrl_c(folder: RunFolder) -> Iterator[None]:
+    """Turn Ctrl-C into exit code 75 when there is a run to resume, 130 before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise SystemExit(INTERRUPTED if folder.exists() else NOTHING_YET) from None
+
+
+def idle_workers(look_ahead: int | None, workers: int) -> str:
+    """Return a warning when so small a look-ahead cannot keep all workers busy, else ""."""
+    if look_ahead is None or look_ahead >= workers:
+        return ""
+    return (
+        f"search.look_ahead is {look_ahead}: at most {look_ahead} of {workers} workers will be busy"
+    )
 
 
 def drive(folder: RunFolder, config: RunConfig, *, existed: bool, as_json: bool) -> int:
@@ -64,11 +88,16 @@ def drive(folder: RunFolder, config: RunConfig, *, existed: bool, as_json: bool)
         loop = session.loop
         if existed:
             waiting = len(loop.waiting)
-            print(
+            notice(
                 f"resumed {folder.path}: {loop.n_told} results kept, {waiting} re-queued",
-                file=sys.stderr,
+                {"resumed": str(folder.path), "done": loop.n_told, "requeued": waiting},
+                as_json=as_json,
             )
-        with stop_signals(loop), Progress(loop, folder.path.name, as_json=as_json):
+        workers = (config.runtime.workers or 1) if config.runtime.executor == "ray" else 1
+        idle = idle_workers(config.search.look_ahead, workers)
+        if idle:
+            notice(f"warning: {idle}", {"warning": idle}, as_json=as_json)
+        with stop_signals(loop, as_json=as_json), Progress(loop, folder.path.name, as_json=as_json):
             reason = session.run()
         summary = {
             "run": str(folder.path),
@@ -80,22 +109,12 @@ def drive(folder: RunFolder, config: RunConfig, *, existed: bool, as_json: bool)
             "best": best_of(loop),
         }
     if as_json:
-        print(json.dumps(summary))
+        say(json.dumps(summary), to=sys.stdout)
     else:
-        print(closing_line(summary))
+        say(closing_line(summary), to=sys.stdout)
         if reason in ("interrupted", "seconds"):
-            print(f"resume with:  evomerge resume {folder.path}")
+            say(f"resume with:  evomerge resume {folder.path}", to=sys.stdout)
     return INTERRUPTED if reason == "interrupted" else DONE
-
-
-def best_of(loop: SearchLoop) -> dict[str, dict[str, float | int]]:
-    """Return objective -> best candidate and value."""
-    found: dict[str, dict[str, float | int]] = {}
-    for index, name in enumerate(loop.objectives.names):
-        best = loop.population.best(index)
-        if best is not None:
-            found[name] = {"candidate": best[0], "value": best[1]}
-    return found
 
 
 def closing_line(summary: dict[str, object]) -> str:
@@ -113,22 +132,31 @@ def closing_line(summary: dict[str, object]) -> str:
 
 
 @contextmanager
-def stop_signals(loop: SearchLoop) -> Iterator[None]:
-    """Make the first Ctrl-C (or SIGTERM) drain the search, a second one stop it at once."""
+def stop_signals(loop: SearchLoop, *, as_json: bool) -> Iterator[None]:
+    """Make the first Ctrl-C (SIGTERM, SIGHUP) drain the search, a second one stop it at once.
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if loop.stop_requested:
+    After a stop they are ignored: what is left is to close the run and to leave with an exit
+    code, and neither may be cut short.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if not loop.stop_requested:
+            loop.stop_requested = True
+            notice(
+                "\ndraining: running evaluations finish first (Ctrl-C again stops now; "
+                "nothing finished is lost)",
+                {"draining": len(loop.waiting)},
+                as_json=as_json,
+            )
+        elif number != signal.SIGHUP:  # a closing terminal sends that one more than once
             raise KeyboardInterrupt
-        loop.stop_requested = True
-        print(
-            "\ndraining: running evaluations finish first (Ctrl-C again stops now; "
-            "nothing finished is lost)",
-            file=sys.stderr,
-        )
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if loop.stop_requested else handler)

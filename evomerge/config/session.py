@@ -40,7 +40,7 @@ from evomerge.config.yaml_file import dump_yaml
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, ReplayError, RunError
 from evomerge.runtime.in_process import InProcessExecutor
-from evomerge.runtime.placement import threads_per_worker
+from evomerge.runtime.placement import default_workers, threads_per_worker
 from evomerge.runtime.worker import MergeInputs
 from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
 from evomerge.search.ports import Executor
@@ -288,9 +288,36 @@ def _as_created(wanted: RunConfig, given: RunConfig, stored: RunConfig) -> RunCo
     return wanted
 
 
-def with_runtime(config: RunConfig, **changes: Any) -> RunConfig:
-    """Return the config with runtime keys replaced; None leaves a key as it is."""
+def with_runtime(
+    config: RunConfig,
+    *,
+    executor: str | None = None,
+    address: str | None = None,
+    workers: int | None = None,
+    is_resolved: bool = False,
+) -> RunConfig:
+    """Return the config with runtime keys replaced; None leaves a key as it is.
+
+    Args:
+        config: A config as written, or a run's own.
+        executor: in-process or ray.
+        address: Ray cluster.
+        workers: How many workers.
+        is_resolved: The config is a run's own: its number of workers may be the default of the
+            executor it began with, which another executor replaces by its own.
+
+    Raises:
+        ConfigError: A value is wrong.
+    """
+    now = config.runtime
+    changes = {"executor": executor, "address": address, "workers": workers}
     kept = {key: value for key, value in changes.items() if value is not None}
+    if is_resolved and workers is None and executor in {"in-process", "ray"} - {now.executor}:
+        before, after = (
+            default_workers(name, now.cpus_per_worker) for name in (now.executor, str(executor))
+        )
+        if now.workers == before:
+            kept["workers"] = after
     try:
         runtime = type(config.runtime).model_validate({**config.runtime.model_dump(), **kept})
     except ValidationError as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 from evomerge.algorithms.algorithm import SearchAlgorithm
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
+from evomerge.core.front_rows import front_rows
 from evomerge.core.objective import Objectives
 from evomerge.core.pareto import FrontArchive, frozen_reference
 from evomerge.core.population import Population
@@ -224,9 +225,10 @@ class SearchLoop:
             self._fill(executor)
 
     def _give_up(self, what: str, last: Evaluation) -> None:
+        error = (last.error or "").removeprefix(f"candidate {last.candidate.id}: ").rstrip(".")
         raise EvaluationError(
-            f"{what}; candidate {last.candidate.id} with: {last.error}. Mend the cause "
-            "(events.log has the tracebacks) and resume"
+            f"{what}; candidate {last.candidate.id}: {error}. Mend the cause (events.log has the "
+            "tracebacks) and resume"
         )
 
     def _drain(self, executor: Executor) -> None:
@@ -295,15 +297,4 @@ class SearchLoop:
 
     def front_json(self) -> list[dict[str, Any]]:
         """Return the front's members for front.json, best first objective first."""
-        front = self.front.front()
-        order = np.lexsort((front.candidate_ids, -front.objectives[:, 0]))
-        return [
-            {
-                "candidate": int(front.candidate_ids[i]),
-                "objectives": dict(
-                    zip(self.objectives.names, map(float, front.objectives[i]), strict=True)
-                ),
-                "recipe": self._digests[int(front.candidate_ids[i])],
-            }
-            for i in order
-        ]
+        return front_rows(self.front.front(), self.objectives.names, self._digests)

@@ -39,7 +39,7 @@ def _is_locked(path: Path) -> bool:
 def _is_fresh_elsewhere(path: Path) -> bool:
     try:
         body = json.loads(path.read_bytes())
-        age = time.time() - path.stat().st_mtime
+        age = abs(time.time() - path.stat().st_mtime)
     except (OSError, ValueError):
         return False
     host = body.get("host") if isinstance(body, dict) else None

@@ -1,0 +1,76 @@
+"""`status` says what the search itself would say."""
+
+import json
+
+import pytest
+
+from evomerge.config.schema import RuntimeConfig
+from evomerge.config.session import with_runtime
+from evomerge.config.workers import read_run_config
+from evomerge.storage.run_store import RunFolder
+from tests.cli.test_bad_runs import rechained
+from tests.e2e.tiny_run import journal
+
+
+@pytest.fixture
+def status(evomerge):
+    return lambda run: json.loads(evomerge("status", run, "--json").out)
+
+
+def test_a_warm_start_is_done_when_its_own_budget_is_spent_too(place, evomerge, status):
+    place.config = place.models.config(budget={"evaluations": 4})
+    place.write()
+    done = evomerge("search", "c.yaml", "--run", "populations/warm", "--warm-start", "tiny")
+    assert done.code == 0, done.err
+    facts = status("warm")
+    assert (facts["state"], facts["done"], facts["budget"]) == ("done", 10, 10)
+    place.folder.joinpath("populations/tiny").rename(place.folder / "old")
+    place.folder.joinpath("populations/warm").rename(place.run)
+    rechained(lambda events: events.__delitem__(slice(-1, None)))(place)
+    facts = status("tiny")
+    assert (facts["state"], facts["done"], facts["budget"]) == ("interrupted", 9, 10)
+
+
+@pytest.mark.parametrize("founders", ["all", "parents", "none"])
+@pytest.mark.parametrize("evaluations", [2, 12])
+def test_hypervolume_is_that_of_the_search(founders, evaluations, place, evomerge, status):
+    place.put("search.founders", founders)
+    place.put("budget.evaluations", evaluations)
+    place.write()
+    done = evomerge("search", "c.yaml", "--run", "own", "--json")
+    assert done.code == 0, done.err
+    volume = json.loads(done.out)["hypervolume"]
+    assert status("own")["hypervolume"] == volume
+    n_founders = journal(place.folder / "own")[0]["founders"]
+    assert (volume is None) == (n_founders > evaluations)
+
+
+def test_hypervolume_waits_for_founders_that_were_not_even_asked(place, status):
+    rechained(lambda events: events.__delitem__(slice(3, None)))(place)  # two asked, none told
+    assert status("tiny")["hypervolume"] is None
+    assert status("tiny")["state"] == "interrupted"
+
+
+def test_resume_elsewhere_takes_the_number_of_workers_there(place, evomerge, monkeypatch):
+    monkeypatch.setattr(
+        "evomerge.config.session.default_workers", lambda executor, _: 8 if executor == "ray" else 1
+    )
+    done = evomerge("resume", "tiny", "--executor", "ray")  # finished: no worker is started
+    assert done.messages == ["warning: search.look_ahead is 6: at most 6 of 8 workers will be busy"]
+    assert evomerge("resume", "tiny", "--executor", "ray", "--workers", "6").messages == []
+    done = evomerge("resume", "tiny", "--executor", "ray", "--workers", "7", "--json")
+    assert [json.loads(line) for line in done.messages][1:] == [
+        {"warning": "search.look_ahead is 6: at most 6 of 7 workers will be busy"}
+    ]
+
+
+def test_a_number_of_workers_that_was_chosen_is_kept(place, monkeypatch):
+    monkeypatch.setattr(
+        "evomerge.config.session.default_workers", lambda executor, _: 8 if executor == "ray" else 1
+    )
+    stored = read_run_config(RunFolder(place.run))
+    chosen = stored.model_copy(update={"runtime": RuntimeConfig(workers=4)})
+    assert with_runtime(chosen, executor="ray", is_resolved=True).runtime.workers == 4
+    assert with_runtime(stored, executor="ray", is_resolved=True).runtime.workers == 8
+    assert with_runtime(stored, executor="in-process", is_resolved=True).runtime.workers == 1
+    assert with_runtime(stored, executor="ray").runtime.workers == 1, "as the config file says"
