@@ -65,7 +65,11 @@ def test_output_into_a_closed_pipe_ends_without_a_traceback(verb, place):
 
 
 def test_a_closing_terminal_drains_the_search(slow, tmp_path):
-    process = begun(slow, tmp_path / "run")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        process = begun(slow, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     os.kill(process.pid, signal.SIGHUP)
     os.kill(process.pid, signal.SIGHUP)
     assert process.wait(60) == 75

@@ -277,7 +277,7 @@ def test_a_base_without_a_classifier_takes_the_heads_of_its_fine_tunes(tmp_path)
     file.write_text(json.dumps(body))
     said = rp.cli("check", file).out
     assert "left out of the merge: bert.pooler.dense.weight: only in 'x', 'y'" in said
-    rp.cli("search", file, "--run", tmp_path / "failing", "--set", "budget.evaluations=2")
+    rp.cli("search", file, "--run", tmp_path / "failing", "--set", "budget.evaluations=2", expect=3)
     errors = [e["error"] for e in rp.journal(tmp_path / "failing") if e["kind"] == "told"]
     assert "bert.pooler.dense.bias" in errors[0]
     assert "head" in errors[0]
@@ -485,6 +485,6 @@ def test_a_token_without_a_row_is_named(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     body = rp.config(tmp_path, [rp.text_task(tmp_path, texts=("a @@ b", "c d"))])
     (tmp_path / "config.yaml").write_text(json.dumps(body | {"budget": {"evaluations": 2}}))
-    rp.cli("search", tmp_path / "config.yaml", "--run", tmp_path / "run")
+    rp.cli("search", tmp_path / "config.yaml", "--run", tmp_path / "run", expect=3)
     errors = [e["error"] for e in rp.journal(tmp_path / "run") if e["kind"] == "told"]
     assert errors[1].startswith(f"candidate 1: token '@@' has row {ROWS}, but the model has {ROWS}")
