@@ -48,7 +48,7 @@ def _check(run, whole, evaluations):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_thirty_random_kills_of_the_driver_in_process(tiny_models, tmp_path):
-    evaluations = 150
+    evaluations = 300
     config = tmp_path / "c.yaml"
     marks = _config(tiny_models, config, evaluations, 0.0)
     whole = tmp_path / "whole"
@@ -188,6 +188,13 @@ def _told(run):
     """Count results without reading the journal as JSON: its last line may be torn just now."""
     path = run / "journal.jsonl"
     return path.read_bytes().count(b'"kind":"told"') if path.exists() else 0
+
+
+def _pause(process, run, n, seconds):
+    """Wait for so many seconds, but not beyond n results: a fast machine must not finish."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and _told(run) < n and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _wait_for_results(process, run, n, seconds=180):
