@@ -85,3 +85,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type when it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

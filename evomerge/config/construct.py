@@ -34,13 +34,7 @@ def construct(
     Raises:
         ConfigError: Unknown name or key, missing key, or a value of the wrong type.
     """
-    if "name" not in body:
-        raise ConfigError(f"{where}: needs a `name:`. Known: {', '.join(registry.names())}.")
-    name = str(body["name"])
-    try:
-        cls = registry.get(name)
-    except ConfigError as error:
-        raise ConfigError(f"{where}.name: {error}") from None
+    name, cls = named_class(registry, body, where)
     values = {key: value for key, value in body.items() if key != "name"}
     keywords = check_keywords(cls, values, where, name, base_dir)
     try:
@@ -56,6 +50,21 @@ def construct(
         if item.init
     }
     return built, {"name": name, **resolved}
+
+
+def named_class(registry: Registry, body: Mapping[str, Any], where: str) -> tuple[str, type]:
+    """Return the name a mapping gives under ``name:``, and the class it means.
+
+    Raises:
+        ConfigError: There is no `name:`, or nothing is registered under it.
+    """
+    if "name" not in body:
+        raise ConfigError(f"{where}: needs a `name:`. Known: {', '.join(registry.names())}.")
+    name = str(body["name"])
+    try:
+        return name, registry.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.name: {error}") from None
 
 
 def check_keywords(

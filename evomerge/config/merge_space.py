@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.config.construct import check_keywords
+from evomerge.config.construct import check_keywords, named_class
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Proposal
 from evomerge.core.genes import GeneField, gene_fields, setting_names
@@ -95,13 +95,7 @@ def build_space(
 
 def _operator(body: Mapping[str, Any]) -> tuple[str, Any]:
     """Return name and class of the merge method; refuses keys it does not have."""
-    if "name" not in body:
-        raise ConfigError(f"merge: needs a `name:`. Known: {', '.join(merge_operators.names())}.")
-    name = str(body["name"])
-    try:
-        operator = merge_operators.get(name)
-    except ConfigError as error:
-        raise ConfigError(f"merge.name: {error}") from None
+    name, operator = named_class(merge_operators, body, "merge")
     known = [*(item.name for item in gene_fields(operator)), *setting_names(operator), "groups"]
     for key in body:
         if key != "name" and key not in known:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.errors import ConfigError, EvaluationError, SourceError, nearest
+from evomerge.errors import ConfigError, EvaluationError, SourceError, first_line, nearest
 from evomerge.evaluation.weight_map import Unit, WeightMap
 
 AUTO_CLASSES = (
@@ -110,7 +110,7 @@ def load_model(
                 **options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise SourceError(f"{folder}: {auto_class} cannot load it ({reason})") from error
     model.eval().requires_grad_(False).to(device)
     missing = set(info["missing_keys"])

@@ -17,6 +17,24 @@ from evomerge.merging.sums import absolute_sum
 Vote = Literal["weighted", "unweighted"]
 Passes = Literal["weighted", "unweighted", "touched"]
 Divisor = Literal["mean", "weights", "signed_weights", "none"]
+
+
+def resolve_vote(sign: Literal["auto"] | Vote, compat: Literal["paper", "mergekit"]) -> Vote:
+    """Return the vote with "auto" resolved: papers count experts, mergekit weighs them."""
+    if sign != "auto":
+        return sign
+    return "unweighted" if compat == "paper" else "weighted"
+
+
+def resolve_divisor(
+    divisor: Literal["auto"] | Divisor, compat: Literal["paper", "mergekit"]
+) -> Divisor:
+    """Return the divisor with "auto" resolved: papers take the mean, mergekit sums weights."""
+    if divisor != "auto":
+        return divisor
+    return "mean" if compat == "paper" else "signed_weights"
+
+
 Rescale = Literal["inverse", "l1", "none"]
 Vectors = Literal["auto", "exempt", "include"]
 

@@ -15,7 +15,14 @@ from torch import Tensor
 from evomerge.core.genes import Gene
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Divisor, Vectors, Vote, combine
+from evomerge.merging.sign_consensus import (
+    Divisor,
+    Vectors,
+    Vote,
+    combine,
+    resolve_divisor,
+    resolve_vote,
+)
 from evomerge.merging.weights import normalized, over_base
 
 
@@ -129,16 +136,12 @@ class VoteSparsified(Sparsified):
     @property
     def resolved_sign(self) -> Vote:
         """The vote with "auto" resolved."""
-        if self.sign != "auto":
-            return self.sign
-        return "unweighted" if self.compat == "paper" else "weighted"
+        return resolve_vote(self.sign, self.compat)
 
     @property
     def resolved_divisor(self) -> Divisor:
         """The divisor with "auto" resolved."""
-        if self.divisor != "auto":
-            return self.divisor
-        return "mean" if self.compat == "paper" else "signed_weights"
+        return resolve_divisor(self.divisor, self.compat)
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""

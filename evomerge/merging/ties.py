@@ -17,6 +17,8 @@ from evomerge.merging.sign_consensus import (
     combine,
     magnitude_threshold,
     rescale_kept,
+    resolve_divisor,
+    resolve_vote,
     trim,
 )
 from evomerge.merging.weights import over_base
@@ -93,16 +95,12 @@ class Ties(OperatorDefaults):
     @property
     def resolved_sign(self) -> Vote:
         """The vote with "auto" resolved."""
-        if self.sign != "auto":
-            return self.sign
-        return "unweighted" if self.compat == "paper" else "weighted"
+        return resolve_vote(self.sign, self.compat)
 
     @property
     def resolved_divisor(self) -> Divisor:
         """The divisor with "auto" resolved."""
-        if self.divisor != "auto":
-            return self.divisor
-        return "mean" if self.compat == "paper" else "signed_weights"
+        return resolve_divisor(self.divisor, self.compat)
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""

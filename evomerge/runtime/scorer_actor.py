@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.core.candidate import Candidate, Evaluation
-from evomerge.errors import EvomergeError, ExecutorError
+from evomerge.errors import EvomergeError, ExecutorError, first_line
 from evomerge.runtime.assignments import Assignment
 from evomerge.search.ports import Outcome
 
@@ -86,7 +86,7 @@ class ScorerActor:
 
 
 def _failure(error: Exception) -> Reply:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     if not isinstance(error, EvomergeError):
         first = f"{type(error).__name__}: {first}"
     return Reply(error=first, detail=traceback.format_exc())

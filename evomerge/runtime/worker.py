@@ -18,7 +18,7 @@ from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
-from evomerge.errors import EvaluationError, EvomergeError, ExecutorError
+from evomerge.errors import EvaluationError, EvomergeError, ExecutorError, first_line
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import Derived
@@ -128,11 +128,6 @@ class Worker:
                 )
             scores[task] = values
         return scores
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type when it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _digested(

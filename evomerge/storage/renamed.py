@@ -8,31 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
 from torch import Tensor
 
 from evomerge.core.model_space import SourceHeader
+from evomerge.storage.source_like import SourceLike
 
 
-class _Source(Protocol):
-    """What is used of a `TensorSource`; storage does not import merging."""
-
-    id: str
-
-    @property
-    def digest(self) -> str: ...
-
-    def header(self) -> SourceHeader: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-    def read_range(self, name: str, start: int, stop: int) -> Tensor: ...
-
-    def exact_delta(self, name: str) -> Tensor | None: ...
-
-
-def line_up_names(source: _Source, donor: _Source) -> _Source:
+def line_up_names(source: SourceLike, donor: SourceLike) -> SourceLike:
     """Return `source` under the donor's tensor names; itself when it has them already.
 
     Tried are taking the first component off the source's names, and putting one of the donor's
@@ -59,7 +42,7 @@ class Renamed:
         id: Name of the source in recipes.
     """
 
-    def __init__(self, source: _Source, new_names: Mapping[str, str]) -> None:
+    def __init__(self, source: SourceLike, new_names: Mapping[str, str]) -> None:
         """Args: new_names: name in the source's files -> name to use; others stay."""
         self.id = source.id
         self._source = source

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,29 +22,13 @@ from torch import Tensor
 from evomerge.core.model_space import SourceHeader, TensorSpec
 from evomerge.errors import ModelSpaceError, SourceError
 from evomerge.storage.safetensors_file import TORCH_DTYPES
+from evomerge.storage.source_like import SourceLike
 from evomerge.storage.token_tensors import HEAD_BIASES, token_embedding, token_head
 from evomerge.storage.untrusted_files import contained_file, read_json_object
 
 MAX_TOKENIZER_BYTES = 64_000_000
 _MAX_ROW = 2**31
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-
-class _Source(Protocol):
-    """What is used of a `TensorSource`; storage does not import merging."""
-
-    id: str
-
-    @property
-    def digest(self) -> str: ...
-
-    def header(self) -> SourceHeader: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-    def read_range(self, name: str, start: int, stop: int) -> Tensor: ...
-
-    def exact_delta(self, name: str) -> Tensor | None: ...
 
 
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
@@ -111,11 +95,11 @@ def row_map(
 
 
 def map_vocabulary(
-    source: _Source,
-    base: _Source,
+    source: SourceLike,
+    base: SourceLike,
     base_vocabulary: Mapping[str, int] | None,
     source_vocabulary: Mapping[str, int] | None,
-) -> _Source:
+) -> SourceLike:
     """Return `source` with its token rows in the base's order; itself when they are already.
 
     Unknown vocabularies (None) are taken for equal when the embeddings have as many rows.
@@ -160,8 +144,8 @@ class VocabularyMapped:
 
     def __init__(
         self,
-        source: _Source,
-        base: _Source,
+        source: SourceLike,
+        base: SourceLike,
         base_vocabulary: Mapping[str, int],
         source_vocabulary: Mapping[str, int],
     ) -> None:
