@@ -3,16 +3,17 @@
 `check_search_algorithm` proves that an algorithm can be driven asynchronously and replayed.
 `check_evaluator` proves that an evaluator is deterministic and leaves the model as it was.
 `check_merge_operator` proves that a merge method is exact at its ends and reproducible.
+`check_delta_transform` proves that a transform can be cached and that its experts are on a par.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -282,3 +283,39 @@ def check_merge_operator(
     from evomerge.merging import conformance
 
     conformance.check_merge_operator(operator, order_matters=order_matters, lone_expert=lone_expert)
+
+
+def check_delta_transform(
+    transform: str | type,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    n_experts: Sequence[int] = (1, 2, 3, 4),
+    scale_equivariant: bool = True,
+    tolerance: float = 1e-3,
+) -> None:
+    """Check that a delta transform keeps the contract of `DeltaTransform`.
+
+    Number, shape, dtype and bits of the results on random tensors of odd shapes; inputs left alone;
+    finite results also for experts equal to the base; means where `fallback` says so; the order of
+    experts does not matter unless `is_ordered`; longer task vectors give longer results.
+
+    Args:
+        transform: Registered name, or the class.
+        parameters: Constructor keywords; default: the class's defaults.
+        n_experts: Numbers of experts to try.
+        scale_equivariant: False for a method that looks at the size of the task vectors by design.
+        tolerance: Largest error allowed, relative to the largest element.
+
+    Raises:
+        AssertionError: A property does not hold; the message says which.
+        UnknownNameError: No delta transform has that name.
+    """
+    from evomerge.merging import transform_conformance
+
+    transform_conformance.check_delta_transform(
+        transform,
+        parameters=parameters,
+        n_experts=n_experts,
+        scale_equivariant=scale_equivariant,
+        tolerance=tolerance,
+    )

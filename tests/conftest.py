@@ -1,16 +1,22 @@
 """Fixtures for tests that drive the whole product on tiny models."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["EVOMERGE_CACHE"] = tempfile.mkdtemp(prefix="evomerge-test-cache-")
 
 import pytest
 from hypothesis import settings
 
 from tests.e2e.tiny_run import TinyModels, build_tiny_models
+
+atexit.register(shutil.rmtree, os.environ["EVOMERGE_CACHE"], ignore_errors=True)
 
 # Other processes may hold the cores for longer than hypothesis' 200 ms.
 settings.register_profile("busy machine", deadline=None)

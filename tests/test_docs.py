@@ -12,19 +12,19 @@ from evomerge.config.construct import construct
 from evomerge.config.schema import parse_config
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.merging.operator import merge_operators
+from evomerge.merging.transform import delta_transforms
 
 ROOT = Path(__file__).parents[1]
+REGISTRIES = (merge_operators, delta_transforms, search_algorithms, evaluators)
 METHODS = (ROOT / "docs" / "methods.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "registry", [merge_operators, search_algorithms, evaluators], ids=lambda r: r.kind
-)
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
 def test_every_built_in_has_a_row_and_every_row_a_built_in(registry):
     rows = set(re.findall(r"^\| `(\w+)`", METHODS, flags=re.MULTILINE))
     assert set(registry.names()) <= rows
-    everything = {n for r in (merge_operators, search_algorithms, evaluators) for n in r.names()}
+    everything = {n for r in REGISTRIES for n in r.names()}
     assert rows <= everything
 
 

@@ -5,19 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from evomerge.cli.locate import locate
 from evomerge.config.export_run import Exporter, choose, export_folders
 from evomerge.config.merge_file import merge_file
+from evomerge.errors import ConfigError
+from evomerge.export import AdapterFacts, AsAdapter, ExportResult
 
 
-def export_command(run: Path, out: Path, *, pick: str, verify: bool, as_json: bool) -> None:
+def export_command(
+    run: Path,
+    out: Path,
+    *,
+    pick: str,
+    verify: bool,
+    adapter: bool,
+    rank: int | None,
+    as_json: bool,
+) -> None:
     """Export the picked candidates of a run."""
+    form = _form(adapter, rank)
     exporter = Exporter(locate(run))
     ids = choose(exporter.results, pick)
     rows = []
     for candidate_id, folder in zip(ids, export_folders(out, ids, pick), strict=True):
-        done = exporter.export(candidate_id, folder, verify=verify)
+        done = exporter.export(candidate_id, folder, verify=verify, adapter=form)
         rows.append(
             {
                 "candidate": candidate_id,
@@ -26,6 +39,7 @@ def export_command(run: Path, out: Path, *, pick: str, verify: bool, as_json: bo
                 "search": dict(done.search),
                 "held_out": dict(done.held_out),
                 "rescored_examples": done.rescored,
+                **_adapter_json(done.result),
             }
         )
         if not as_json:
@@ -36,16 +50,38 @@ def export_command(run: Path, out: Path, *, pick: str, verify: bool, as_json: bo
             print(f"  search {search}" + (f"; held-out {held_out}" if held_out else ""))
             if done.rescored:
                 print(f"  re-scored {done.rescored} examples: all equal ✓")
-            if done.result.no_mergekit_reason:
+            if done.result.adapter is not None:
+                print(f"  {_adapter_text(done.result.adapter)}")
+            elif done.result.no_mergekit_reason:
                 print(f"  no mergekit YAML: {done.result.no_mergekit_reason}", file=sys.stderr)
     if as_json:
         print(json.dumps(rows))
 
 
-def merge_command(file: Path, out: Path, *, as_json: bool) -> None:
+def merge_command(file: Path, out: Path, *, adapter: bool, rank: int | None, as_json: bool) -> None:
     """Do one merge from a recipe or a mergekit YAML."""
-    result = merge_file(file, out)
+    result = merge_file(file, out, adapter=_form(adapter, rank))
     if as_json:
-        print(json.dumps({"folder": str(out), "weights_digest": result.weights_digest}))
-    else:
-        print(f"{file} -> {out}  ({result.weights_digest})")
+        row = {"folder": str(out), "weights_digest": result.weights_digest}
+        print(json.dumps(row | _adapter_json(result)))
+        return
+    print(f"{file} -> {out}  ({result.weights_digest})")
+    if result.adapter is not None:
+        print(f"  {_adapter_text(result.adapter)}")
+
+
+def _form(adapter: bool, rank: int | None) -> AsAdapter | None:
+    """Return what to write; None is the full model."""
+    if rank is not None and not adapter:
+        raise ConfigError("--rank is the rank of an adapter; give --adapter too")
+    return AsAdapter(rank) if adapter else None
+
+
+def _adapter_json(result: ExportResult) -> dict[str, Any]:
+    return {} if result.adapter is None else {"adapter": result.adapter.to_json()}
+
+
+def _adapter_text(facts: AdapterFacts) -> str:
+    exact = "exact" if facts.relative_error == 0.0 else f"relative error {facts.relative_error:.3g}"
+    whole = f", {len(facts.whole)} modules whole" if facts.whole else ""
+    return f"LoRA adapter of {facts.base}, rank {facts.rank}, {exact}{whole}"

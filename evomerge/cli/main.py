@@ -47,6 +47,13 @@ AddressOption = Annotated[
     str | None,
     typer.Option("--address", metavar="auto|HOST:PORT", help="Ray cluster; default: a local one."),
 ]
+AdapterOption = Annotated[
+    bool, typer.Option("--adapter", help="Write a PEFT LoRA adapter of the base, not a model.")
+]
+RankOption = Annotated[
+    int | None,
+    typer.Option("--rank", metavar="R", help="Cut the adapter to this rank; default: exact."),
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Number of workers.")]
 
 
@@ -146,15 +153,17 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="Re-score the written model and compare.")
     ] = False,
+    adapter: AdapterOption = False,
+    rank: RankOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Write merges of a run as Hugging Face model folders.
+    """Write merges of a run as Hugging Face model folders, or as LoRA adapters of their base.
 
     Example: evomerge export populations/digits --pick knee --out merged/
     """
     from evomerge.cli.export import export_command
 
-    export_command(run, out, pick=pick, verify=verify, as_json=json_)
+    export_command(run, out, pick=pick, verify=verify, adapter=adapter, rank=rank, as_json=json_)
 
 
 @app.command()
@@ -163,12 +172,14 @@ def merge(
         Path, typer.Argument(metavar="FILE", help="recipe.json of an export, or a mergekit YAML.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    adapter: AdapterOption = False,
+    rank: RankOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Do one merge, without a search."""
     from evomerge.cli.export import merge_command
 
-    merge_command(file, out, as_json=json_)
+    merge_command(file, out, adapter=adapter, rank=rank, as_json=json_)
 
 
 @app.command()
@@ -177,6 +188,32 @@ def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fa
     from evomerge.cli.check import check_command
 
     check_command(config, overrides=set_ or [], as_json=json_)
+
+
+@app.command()
+def prepare(
+    config: ConfigArgument,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget", metavar="SIZE", help="Most disk the cache may take: 20GB, 512MiB."
+        ),
+    ] = None,
+    every_kind: Annotated[
+        bool, typer.Option("--all", help="Every kind of statistic, whatever the merge method.")
+    ] = False,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Compute once, before a search, what every candidate will want; may be stopped and continued.
+
+    Example: evomerge prepare configs/digits.yaml --budget 20GB
+    """
+    from evomerge.cli.prepare import prepare_command
+
+    prepare_command(
+        config, overrides=set_ or [], budget=budget, every_kind=every_kind, as_json=json_
+    )
 
 
 @app.command()

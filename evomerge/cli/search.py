@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -39,8 +40,24 @@ def search_command(
     folder = RunFolder(run or POPULATIONS / config.name)
     old = None if warm_start is None else locate(warm_start).path
     with exit_code_of_ctrl_c(folder):
-        resolved, existed = open_or_create(config, config_path.resolve().parent, folder, old)
+        resolved, existed = open_or_create(
+            config,
+            config_path.resolve().parent,
+            folder,
+            old,
+            on_transform=partial(_say_transform, as_json),
+        )
         return drive(folder, resolved, existed=existed, as_json=as_json)
+
+
+def _say_transform(as_json: bool, label: str, done: int, total: int, _name: str) -> None:
+    """Say a few times per transform how far it is; the first search of a model may take long."""
+    if done == 1 or done == total or done % max(total // 10, 1) == 0:
+        notice(
+            f"transform {label}: {done} of {total} tensors",
+            {"transform": label, "done": done, "total": total},
+            as_json=as_json,
+        )
 
 
 def resume_command(

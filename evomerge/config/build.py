@@ -16,6 +16,7 @@ import evomerge.algorithms
 import evomerge.evaluation
 import evomerge.merging
 from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
+from evomerge.config.cache import too_large_for_a_search
 from evomerge.config.construct import construct
 from evomerge.config.merge_space import build_space
 from evomerge.config.models import OpenModels, resolve_models
@@ -31,6 +32,7 @@ from evomerge.export import DONOR_FILES
 from evomerge.merging.derived import Derived, block_grams, derive_for
 from evomerge.merging.operator import merge_operators
 from evomerge.runtime.placement import check_device, default_workers
+from evomerge.storage.derived_cache import DerivedCache
 
 REPLAY_PACKAGES = ("numpy", "torch", "transformers", "nevergrad", "optuna")
 
@@ -84,13 +86,16 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
         config.runtime.executor, config.runtime.cpus_per_worker
     )
     look_ahead = config.search.look_ahead or 3 * workers
+    cache = config.runtime.cache
+    if cache is not None:
+        cache = str((base_dir / Path(cache).expanduser()).resolve())
     resolved = resolve_models(config, base_dir)
     return resolved.model_copy(
         update={
             "algorithm": algorithm,
             "tasks": tasks,
             "search": config.search.model_copy(update={"look_ahead": look_ahead}),
-            "runtime": config.runtime.model_copy(update={"workers": workers}),
+            "runtime": config.runtime.model_copy(update={"workers": workers, "cache": cache}),
         }
     )
 
@@ -180,7 +185,12 @@ def build_search_space(
             )
     founders = config.search.founders
     space, resolved = build_space(
-        config.merge, models.space, founders=founders, span=span, in_span=in_span
+        config.merge,
+        models.space,
+        founders=founders,
+        span=span,
+        in_span=in_span,
+        virtual={group.label: group.ids for group in models.virtual},
     )
     if in_span:
         _refuse_idle_keys(config, models, resolved)
@@ -201,20 +211,25 @@ def _refuse_idle_keys(config: RunConfig, models: OpenModels, resolved: dict[str,
             )
 
 
-def compute_span(config: RunConfig, models: OpenModels) -> LinearSpan | None:
+def compute_span(
+    config: RunConfig, models: OpenModels, cache: DerivedCache | None = None
+) -> LinearSpan | None:
     """Return the geometry of the span of the sources, if the algorithm needs it."""
     if not needs_span(config):
         return None
     n_elements = models.space.n_elements
     block = block_size(n_elements)
-    grams = block_grams(models.space, models.sources, block)
+    grams = block_grams(models.space, models.sources, block, cache)
     return LinearSpan.from_block_grams(models.space.sources, n_elements, block, grams)
 
 
-def compute_derived(config: RunConfig, models: OpenModels) -> Derived:
-    """Compute what the config's merge method needs to know of the sources."""
+def compute_derived(
+    config: RunConfig, models: OpenModels, cache: DerivedCache | None = None
+) -> Derived:
+    """Compute what the config's merge method needs to know of the sources, or find it."""
     operator = merge_operators.get(str(config.merge["name"]))
-    return derive_for(operator, models.space, models.sources)
+    leave_out = () if cache is None else too_large_for_a_search(cache, models.space)
+    return derive_for(operator, models.space, models.sources, cache, leave_out=leave_out)
 
 
 def build_header(

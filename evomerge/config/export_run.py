@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from evomerge.config.build import build_tasks
+from evomerge.config.cache import usable_cache
 from evomerge.config.held_out import held_out_worker
 from evomerge.config.models import open_models
 from evomerge.config.results import RunResults
+from evomerge.config.transforms import VirtualGroup
 from evomerge.config.workers import load_derived, read_sources, worker_of
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.picking import pick
 from evomerge.errors import ConfigError, RunError
 from evomerge.export import (
+    AsAdapter,
     CardFacts,
     ExportResult,
     LineageStep,
     ParentModel,
     ScoreRow,
+    Transformed,
+    export_adapter,
     export_candidate,
 )
 from evomerge.runtime.placement import pick_device, threads_per_worker
@@ -76,22 +82,36 @@ class Exporter:
         self.results = RunResults(folder)
         self.config = self.results.config
         self.models = open_models(self.config, known=read_sources(folder))
-        self.derived, _ = load_derived(folder, self.models)
+        self.derived, _ = load_derived(folder, self.models, usable_cache(self.config.runtime.cache))
         self.tasks = build_tasks(self.config)
         self._held_out_worker: Worker | None = None
 
-    def export(self, candidate_id: int, out: Path, *, verify: bool) -> Exported:
+    def export(
+        self, candidate_id: int, out: Path, *, verify: bool, adapter: AsAdapter | None = None
+    ) -> Exported:
         """Write one candidate and check that it is what was scored.
 
+        Args:
+            candidate_id: Its id.
+            out: New folder.
+            verify: Load what was written, score it again and compare; for full models.
+            adapter: Write a LoRA adapter of the base; what is checked is the merge it is made of.
+
         Raises:
+            ConfigError: `verify` with `adapter`, or the merge is no such adapter.
             RunError: The written tensors, or with `verify` their scores, differ from those
                 that were scored; the folder is then left for inspection.
         """
+        if verify and adapter is not None:
+            raise ConfigError("--verify scores full models; leave it out with --adapter")
         results = self.results
         candidate = results.candidate(candidate_id)
         digest = results.weights_digest(candidate_id)
         held_out = self._score_held_out(candidate_id)
-        result = export_candidate(
+        write: Callable[..., ExportResult] = export_candidate
+        if adapter is not None:
+            write = partial(export_adapter, rank=adapter.rank)
+        result = write(
             out,
             recipe=candidate.recipe,
             space=self.models.space,
@@ -169,6 +189,7 @@ class Exporter:
         return CardFacts(
             title=f"{self.config.name}-{candidate_id}",
             parents=parents_of(self.models.record),
+            transformed=transformed_of(self.models.virtual),
             scores=tuple(rows),
             candidate_id=candidate_id,
             lineage=tuple(self._lineage(candidate_id)),
@@ -192,7 +213,7 @@ class Exporter:
 
 
 def parents_of(record: Sequence[Mapping[str, object]]) -> tuple[ParentModel, ...]:
-    """Return the parents for a model card from the content of sources.json."""
+    """Return the models on disk for a model card, from the content of sources.json."""
     return tuple(
         ParentModel(
             id=str(item["id"]),
@@ -204,6 +225,19 @@ def parents_of(record: Sequence[Mapping[str, object]]) -> tuple[ParentModel, ...
             digest=str(item["digest"]),
         )
         for item in record
+        if "transform" not in item
+    )
+
+
+def transformed_of(groups: Sequence[VirtualGroup]) -> tuple[Transformed, ...]:
+    """Return the computed sources for a model card."""
+    return tuple(
+        Transformed(
+            entry=group.config.model_dump(mode="json"),
+            of=group.experts,
+            digests={source.id: source.digest for source in group.sources},
+        )
+        for group in groups
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evomerge.config.build import build_tasks
+from evomerge.config.cache import usable_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
 from evomerge.config.workers import load_derived, read_run_config, read_sources, worker_of
@@ -40,7 +41,7 @@ def score_held_out(
     """
     config = read_run_config(folder)
     models = open_models(config, known=read_sources(folder))
-    derived, _ = load_derived(folder, models)
+    derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
     worker = held_out_worker(config, models, derived, device=device)
     scored = []
     for recipe in recipes:

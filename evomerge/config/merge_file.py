@@ -10,38 +10,59 @@ from typing import Any
 from pydantic import ValidationError
 
 from evomerge.config.construct import describe
-from evomerge.config.export_run import parents_of
+from evomerge.config.export_run import parents_of, transformed_of
 from evomerge.config.mergekit_yaml import read_mergekit
 from evomerge.config.models import OpenModels, open_sources, resolve_model_configs
-from evomerge.config.schema import ModelConfig
+from evomerge.config.schema import ModelConfig, TransformConfig
+from evomerge.config.transform_yaml import TransformPlan, read_transform_yaml
+from evomerge.config.transforms import resolve_transforms
 from evomerge.config.yaml_file import MAX_BYTES
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, SourceError
-from evomerge.export import CardFacts, ExportResult, export_candidate
+from evomerge.export import AsAdapter, CardFacts, ExportResult, export_adapter, export_candidate
 from evomerge.merging.materialize import build_operators
 
 
-def merge_file(file: Path, out: Path) -> ExportResult:
+def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> ExportResult:
     """Compute the merge a file describes and write it to `out`.
 
     Args:
         file: `recipe.json` of an export (its models must be where it says, unchanged), or a
-            mergekit YAML of a method evomerge has.
+            mergekit YAML of a method or transform evomerge has.
         out: New folder.
+        adapter: Write a LoRA adapter of the base instead of the full model.
 
     Raises:
-        ConfigError: The file is not understood.
+        ConfigError: The file is not understood, or the merge is no such adapter.
         PreflightError: The models are missing or do not fit.
     """
     if file.suffix == ".json":
         recipe, models, dtype = _read_recipe(file)
+    elif (made := read_transform_yaml(file)) is not None:
+        models = _open_transformed(made, file)
+        recipe, dtype = made.recipe(models.space.sources), made.dtype
     else:
         plan = read_mergekit(file)
         base, others = resolve_model_configs(plan.base_model, list(plan.models), file.parent)
         models = open_sources(base, others)
         recipe, dtype = plan.recipe(models.space), plan.dtype
     build_operators(recipe, models.space)
-    card = CardFacts(title=out.name, parents=parents_of(models.record))
+    card = CardFacts(
+        title=out.name,
+        parents=parents_of(models.record),
+        transformed=transformed_of(models.virtual),
+    )
+    if adapter is not None:
+        return export_adapter(
+            out,
+            recipe=recipe,
+            space=models.space,
+            sources=models.sources,
+            derived=None,
+            donor=models.donor,
+            card=card,
+            rank=adapter.rank,
+        )
     return export_candidate(
         out,
         recipe=recipe,
@@ -52,6 +73,16 @@ def merge_file(file: Path, out: Path) -> ExportResult:
         card=card,
         dtype=dtype,
     )
+
+
+def _open_transformed(plan: TransformPlan, file: Path) -> OpenModels:
+    base, others = resolve_model_configs(plan.base_model, list(plan.models), file.parent)
+    try:
+        transforms = resolve_transforms([plan.transform], base, others, file.parent)
+    except ConfigError as error:
+        text = str(error).replace("transforms.0", "parameters")
+        raise ConfigError(f"{file}: {text}") from None
+    return open_sources(base, others, transforms=transforms)
 
 
 def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
@@ -69,6 +100,11 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
             for item in items
         ]
         digests = {str(item["id"]): str(item["digest"]) for item in items}
+        transforms = []
+        for item in body.get("transforms", ()):
+            digests |= {str(id): str(digest) for id, digest in item["sources"].items()}
+            entry = {key: value for key, value in item.items() if key != "sources"}
+            transforms.append(TransformConfig.model_validate(entry))
         donor = str(body["donor"])
         has_base = bool(body["has_base"])
         dtype = body.get("dtype")
@@ -86,14 +122,17 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
     if not configs or configs[0].name != donor:
         raise ConfigError(f"{file}: the first source must be the donor {donor!r}")
     base, others = (configs[0], configs[1:]) if has_base else (None, configs)
-    models = open_sources(*resolve_model_configs(base, others, file.parent))
+    base, others = resolve_model_configs(base, others, file.parent)
+    transforms = resolve_transforms(transforms, base, others, file.parent)
+    models = open_sources(base, others, transforms=transforms)
     for record in models.record:
         # As it is read, its token rows in the donor's order; masks are keyed by this one too.
-        digest = models.sources[str(record["id"])].digest
-        if digests[str(record["id"])] != digest:
+        source = models.sources.get(str(record["id"]))
+        digest = record["digest"] if source is None else source.digest
+        if digests.get(str(record["id"])) != digest:
             raise SourceError(
                 f"{record['model']}: is not the model this recipe was made with (digest "
-                f"{digest}, expected {digests[str(record['id'])]})"
+                f"{digest}, expected {digests.get(str(record['id']))})"
             )
     return recipe, models, dtype
 

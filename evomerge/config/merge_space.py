@@ -43,6 +43,7 @@ def build_space(
     founders: str,
     span: LinearSpan | None,
     in_span: bool = False,
+    virtual: Mapping[str, tuple[str, ...]] | None = None,
 ) -> tuple[SearchSpace, dict[str, Any]]:
     """Return the search space of a `merge:` section, and the section with all defaults.
 
@@ -53,6 +54,7 @@ def build_space(
         span: Geometry of the sources' span, for algorithms that need it.
         in_span: The algorithm works in that span, whether `span` is at hand already or not:
             founders are then raw linear recipes.
+        virtual: Label of a transform -> ids of the sources it makes.
 
     Raises:
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
@@ -88,7 +90,7 @@ def build_space(
         name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
     )
     if founders != "none":
-        proposals = _founders(space, model, founders, in_span=in_span)
+        proposals = _founders(space, model, founders, in_span=in_span, virtual=virtual or {})
         space = replace(space, founders=proposals)
     return space, resolved | settings
 
@@ -153,7 +155,7 @@ def _parse(
         raise ConfigError(f"{where}: the range [{low:g}, {high:g}] is empty")
     _legal(item, [low, high], where)
     if initial is None:
-        usual = item.default
+        usual = item.default if gene.initial is None else gene.initial
         if usual is None:
             usual = 1.0 / columns if item.per_source else (low + high) / 2
         initial = min(max(usual, low), high)
@@ -190,22 +192,36 @@ def _settings(operator: type, name: str, body: Mapping[str, Any]) -> dict[str, S
 
 
 def _founders(
-    space: SearchSpace, model: ModelSpace, which: str, *, in_span: bool
+    space: SearchSpace,
+    model: ModelSpace,
+    which: str,
+    *,
+    in_span: bool,
+    virtual: Mapping[str, tuple[str, ...]],
 ) -> tuple[Proposal, ...]:
     """Return the zero-search recipes: each parent, the mean, task arithmetic at three scales.
+
+    Mean and task arithmetic are those of the models; a transform whose results add up to a merge
+    contributes that merge.
 
     All are raw linear recipes over the sources, so a one-hot row is that parent bit for bit.
     Where the space itself can say the same thing, its own form is used, so that algorithms
     that search its vectors can learn from it.
     """
     k = len(model.sources)
-    experts = np.ones(k)
+    made = {source for ids in virtual.values() for source in ids}
+    experts = np.array([float(source not in made) for source in model.sources])
     if model.has_base:
         experts[0] = 0.0
     rows: dict[str, FloatArray] = {
         f"founder: {source}": np.eye(k)[i] for i, source in enumerate(model.sources)
     }
     if which == "all":
+        for label, ids in virtual.items():
+            row = np.array([float(source in ids) for source in model.sources])
+            row[0] = 1.0 - row.sum()
+            rows[f"founder: {label}"] = row
+    if which == "all" and experts.any():
         rows["founder: mean of the models"] = experts / experts.sum()
         if model.has_base:
             for scale in (0.3, 0.5, 1.0):

@@ -15,6 +15,8 @@ FLAGS = (
     "normalize_weights", "filter_wise",
 )  # fmt: skip
 
+_DTYPES = ("float32", "float16", "bfloat16")
+
 Rule = tuple[Condition, ...]
 Entries = list[tuple[str, dict[str, Any]]]
 
@@ -152,6 +154,24 @@ def parse_constant(rule: Rule, key: str) -> float:
     if rule[0].filter not in (None, "*") or isinstance(value, tuple):
         raise ConfigError(f"parameters.{key}: evomerge has one value for the whole model")
     return float(value)
+
+
+def parse_dtype(body: Mapping[str, Any]) -> str | None:
+    """Return the output dtype a file asks for, None for the models'; checks the tokenizer, too."""
+    tokenizer = body.get("tokenizer_source")
+    if tokenizer not in (None, "base"):
+        raise ConfigError(
+            f"tokenizer_source: {shown(tokenizer)} is not supported; the output gets the "
+            "tokenizer of base_model, or of the first model (`tokenizer_source: base`)"
+        )
+    for key in ("dtype", "out_dtype"):
+        if body.get(key) not in (None, *_DTYPES):
+            raise ConfigError(
+                f"{key}: {shown(body[key])} is not one of {', '.join(_DTYPES)}."
+                f"{nearest(str(body[key]), _DTYPES)}"
+            )
+    found = body.get("out_dtype") or body.get("dtype")
+    return None if found is None else str(found)
 
 
 def shown(value: Any) -> str:

@@ -29,10 +29,10 @@ from evomerge.config.mergekit_fields import (
     check_keys,
     mappings,
     parse_constant,
+    parse_dtype,
     parse_flag,
     parse_model,
     parse_parameters,
-    shown,
 )
 from evomerge.config.schema import ModelConfig
 from evomerge.config.yaml_file import read_yaml
@@ -48,10 +48,10 @@ from evomerge.merging.mergekit_rules import (
     write_mergekit,
 )
 from evomerge.merging.plan import build_operators
+from evomerge.merging.transform import delta_transforms
 
 __all__ = ["MergePlan", "read_mergekit", "write_mergekit"]
 
-_DTYPES = ("float32", "float16", "bfloat16")
 _TOP_KEYS = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
     "tokenizer_source",
@@ -209,8 +209,9 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
     method = body.get("merge_method")
     if not isinstance(method, str) or method not in _PARAMETERS:
         what = "is missing." if method is None else f"{method!r} is not read by evomerge."
-        hint = nearest(str(method), _PARAMETERS)
-        raise ConfigError(f"merge_method: {what}{hint} Known: {', '.join(_PARAMETERS)}.")
+        hint = nearest(str(method), (*_PARAMETERS, *delta_transforms.names()))
+        known = ", ".join((*_PARAMETERS, *delta_transforms.names()))
+        raise ConfigError(f"merge_method: {what}{hint} Known: {known}.")
     for_model, common = _PARAMETERS[method]
     entries, base_entry, levels, n_layers = _entries(body)
     base = None if base_entry is None else parse_model(base_entry, "base_model")
@@ -276,7 +277,7 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
         settings |= _karcher_settings(shared)
     return MergePlan(
         path, _OUR_NAMES.get(method, method), base, tuple(experts), params, settings,
-        _dtype(body), n_layers,
+        parse_dtype(body), n_layers,
     )  # fmt: skip
 
 
@@ -357,20 +358,3 @@ def _entries(body: dict[str, Any]) -> tuple[Entries, Any, list[tuple[str, Any]],
         raise ConfigError(f"{where}: its sources have different layer ranges")
     base = only.get("base_model", body.get("base_model"))
     return sources, base, [(f"{where}.parameters", only.get("parameters")), *levels], ends[0]
-
-
-def _dtype(body: Mapping[str, Any]) -> str | None:
-    tokenizer = body.get("tokenizer_source")
-    if tokenizer not in (None, "base"):
-        raise ConfigError(
-            f"tokenizer_source: {shown(tokenizer)} is not supported; the output gets the "
-            "tokenizer of base_model, or of the first model (`tokenizer_source: base`)"
-        )
-    for key in ("dtype", "out_dtype"):
-        if body.get(key) not in (None, *_DTYPES):
-            raise ConfigError(
-                f"{key}: {shown(body[key])} is not one of {', '.join(_DTYPES)}."
-                f"{nearest(str(body[key]), _DTYPES)}"
-            )
-    found = body.get("out_dtype") or body.get("dtype")
-    return None if found is None else str(found)

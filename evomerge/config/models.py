@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.config.schema import ModelConfig, RunConfig
+from evomerge.config.cache import open_cache
+from evomerge.config.schema import ModelConfig, RunConfig, TransformConfig
+from evomerge.config.transforms import VirtualGroup, open_transforms, resolve_transforms
 from evomerge.core.model_space import ModelSpace, align
 from evomerge.errors import SourceError
+from evomerge.merging.cache import TensorCache
 from evomerge.merging.source import TensorSource
 from evomerge.storage.hub import resolve_model
 from evomerge.storage.lora_source import LoraSource
@@ -34,6 +37,7 @@ class OpenModels:
         donor: Folder whose config and tokenizer the merged model gets: the first source's.
         record: Content of sources.json.
         trust_remote_code: Whether the donor may run code of its own.
+        virtual: The sources that transforms make, also in `sources`, after the models.
     """
 
     space: ModelSpace
@@ -41,6 +45,7 @@ class OpenModels:
     donor: Path
     record: list[dict[str, Any]]
     trust_remote_code: bool
+    virtual: tuple[VirtualGroup, ...] = ()
 
 
 def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
@@ -48,9 +53,12 @@ def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
 
     Raises:
         SourceError: A model is neither a local path nor reachable on the Hub.
+        ConfigError: The transforms do not fit the models.
     """
     base, models = resolve_model_configs(config.base_model, config.models, base_dir)
-    return config.model_copy(update={"base_model": base, "models": models})
+    transforms = resolve_transforms(config.transforms, base, models, base_dir)
+    changes = {"base_model": base, "models": models, "transforms": transforms}
+    return config.model_copy(update=changes)
 
 
 def resolve_model_configs(
@@ -79,7 +87,11 @@ def _short_name(reference: str) -> str:
 
 
 def open_models(
-    config: RunConfig, *, known: list[dict[str, Any]] | None = None, check: bool = True
+    config: RunConfig,
+    *,
+    known: list[dict[str, Any]] | None = None,
+    check: bool = True,
+    cache: TensorCache | None = None,
 ) -> OpenModels:
     """Open and align the models of a resolved config.
 
@@ -87,22 +99,41 @@ def open_models(
         config: Names and absolute paths from `resolve_models`.
         known: Content of the run's sources.json, if the run exists already.
         check: Compare the models with `known`; a worker need not, its driver has.
+        cache: Where the transforms' results are kept; None: the config's.
 
     Raises:
         SourceError: A file is broken or unsafe, or differs from `known`.
         ModelSpaceError: The models cannot be merged.
     """
-    return open_sources(config.base_model, config.models, known=known, check=check)
+    return open_sources(
+        config.base_model,
+        config.models,
+        transforms=config.transforms,
+        cache=cache or open_cache(config.runtime.cache),
+        known=known,
+        check=check,
+    )
 
 
 def open_sources(
     base_model: ModelConfig | None,
     models: list[ModelConfig],
     *,
+    transforms: Sequence[TransformConfig] = (),
+    cache: TensorCache | None = None,
     known: list[dict[str, Any]] | None = None,
     check: bool = True,
 ) -> OpenModels:
-    """Open and align models given apart from a config; see `open_models`."""
+    """Open and align models given apart from a config; see `open_models`.
+
+    Args:
+        base_model: The base, if there is one.
+        models: The experts.
+        transforms: From `resolve_transforms`.
+        cache: Where the transforms' results are kept; None: the user's cache folder.
+        known: See `open_models`.
+        check: See `open_models`.
+    """
     refs = [*([base_model] if base_model else []), *models]
     records = {str(record["id"]): record for record in known or []}
     base: ModelFolder | None = None
@@ -121,19 +152,22 @@ def open_sources(
         if str(ref.name) in records:
             _reuse_digests(source, records[str(ref.name)], trust=not check)
     record = [_record(source, ref) for source, ref in zip(opened, refs, strict=True)]
+    donor = opened[0] if isinstance(opened[0], ModelFolder) else opened[0].base
+    sources = {source.id: source for source in _line_up(opened)}
+    virtual: tuple[VirtualGroup, ...] = ()
+    if transforms:
+        cache = cache or open_cache(None)
+        virtual = open_transforms(transforms, sources, cache=cache, config=donor.config)
+    for group in virtual:
+        record += group.records()
     if known is not None and check:
         _compare(record, known)
-    donor = opened[0]
-    sources = _line_up(opened)
-    space = align([source.header() for source in sources], has_base=base_model is not None)
-    folder = donor.path if isinstance(donor, ModelFolder) else donor.base.path
-    return OpenModels(
-        space,
-        {source.id: source for source in sources},
-        folder,
-        record,
-        refs[0].trust_remote_code,
-    )
+    left_out = {name for g in virtual if not g.config.keep_parents for name in g.experts}
+    sources = {name: source for name, source in sources.items() if name not in left_out}
+    sources |= {source.id: source for group in virtual for source in group.sources}
+    space = align([source.header() for source in sources.values()], has_base=base_model is not None)
+    trust = refs[0].trust_remote_code
+    return OpenModels(space, sources, donor.path, record, trust, virtual)
 
 
 def _reuse_digests(
@@ -164,6 +198,12 @@ def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
         old = before.get(record["id"])
         if old is None or record["digest"] == old["digest"]:
             continue
+        if "transform" in record:
+            raise SourceError(
+                f"{record['id']}: is computed otherwise since the run began: from "
+                f"{old.get('transform')}, now {record['transform']}. Resume with the version of "
+                "evomerge it began with, or search anew: evomerge search CONFIG --run NEW"
+            )
         changed = sorted(
             name
             for name in {*record["tensors"], *old["tensors"]}

@@ -41,6 +41,29 @@ class ModelConfig(_Section):
     trust_remote_code: bool = False
 
 
+class TransformConfig(_Section):
+    """A transform of task vectors whose results become sources; other keys are its parameters.
+
+    Attributes:
+        name: Registered name.
+        of: Names of the models it works on; None: all of `models:`.
+        label: Prefix of the new sources' ids; None: the name.
+        keep_parents: Whether the search mixes the models named in `of` themselves, too.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: str
+    of: list[str] | None = None
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+$")
+    keep_parents: bool = True
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys that belong to the transform."""
+        return dict(self.model_extra or {})
+
+
 class TaskConfig(_Section):
     """One skill: an evaluator over calibration examples, and the held-out ones for reports.
 
@@ -95,6 +118,8 @@ class RuntimeConfig(_Section):
         cpus_per_worker: CPUs each Ray worker reserves.
         max_attempts: How often a candidate is tried when its worker dies or times out.
         timeout_seconds: Deadline of one evaluation (Ray only).
+        cache: Folder of what is computed once per set of models; None: $EVOMERGE_CACHE, or
+            evomerge's folder in the user's cache folder.
     """
 
     executor: Literal["in-process", "ray"] = "in-process"
@@ -106,6 +131,7 @@ class RuntimeConfig(_Section):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     timeout_seconds: float = Field(default=3600.0, gt=0)
+    cache: str | None = None
 
 
 class RunConfig(_Section):
@@ -117,6 +143,9 @@ class RunConfig(_Section):
     seed: int = Field(default=0, ge=0)
     base_model: Annotated[ModelConfig | None, BeforeValidator(_model)] = None
     models: list[Annotated[ModelConfig, BeforeValidator(_model)]] = Field(min_length=1)
+    transforms: list[Annotated[TransformConfig, BeforeValidator(_named)]] = Field(
+        default_factory=list
+    )
     merge: Annotated[Named, BeforeValidator(_named)]
     algorithm: Annotated[Named, BeforeValidator(_named)]
     tasks: list[TaskConfig] = Field(min_length=1)
@@ -127,7 +156,8 @@ class RunConfig(_Section):
 
     def replay_part(self) -> dict[str, Any]:
         """Return everything a replay depends on: all but the name, budget and runtime."""
-        return self.model_dump(mode="json", exclude={"name", "budget", "runtime"})
+        idle = set() if self.transforms else {"transforms"}  # as before there was the key
+        return self.model_dump(mode="json", exclude={"name", "budget", "runtime", *idle})
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -179,6 +209,7 @@ def _refuse_numbers(value: Any, key: str, where: str) -> None:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "base_model": ModelConfig,
     "models": ModelConfig,
+    "transforms": TransformConfig,
     "tasks": TaskConfig,
     "objectives": ObjectiveConfig,
     "budget": BudgetConfig,

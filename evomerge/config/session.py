@@ -24,9 +24,11 @@ from evomerge.config.build import (
     needs_span,
     resolve_config,
 )
+from evomerge.config.cache import usable_cache
 from evomerge.config.construct import describe
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
+from evomerge.config.transforms import FillProgress, fill_transforms
 from evomerge.config.warm_start import WarmStart, read_warm_start
 from evomerge.config.workers import (
     build_worker,
@@ -52,17 +54,31 @@ _SCORED_FROM = ("sources.", "data.", "donor.", "tasks.", "config.tasks")
 
 
 def create_run(
-    config: RunConfig, base_dir: Path, folder: RunFolder, warm_start: Path | None = None
+    config: RunConfig,
+    base_dir: Path,
+    folder: RunFolder,
+    warm_start: Path | None = None,
+    *,
+    on_transform: FillProgress | None = None,
 ) -> None:
     """Check a config against the world and create its run folder; nothing is evaluated.
+
+    Args:
+        config: The config as written.
+        base_dir: Folder that its relative paths start from.
+        folder: Of the new run.
+        warm_start: Run to take evaluations over from.
+        on_transform: Called after every tensor of the config's transforms.
 
     Raises:
         EvomergeError: Whatever is wrong, before the folder exists.
     """
     prepared = preflight(config, base_dir)
     warm = None if warm_start is None else read_warm_start(RunFolder(warm_start), prepared)
-    derived = compute_derived(prepared.config, prepared.models)
-    span = compute_span(prepared.config, prepared.models)
+    fill_transforms(prepared.models.virtual, on_transform)
+    cache = usable_cache(prepared.config.runtime.cache)
+    derived = compute_derived(prepared.config, prepared.models, cache)
+    span = compute_span(prepared.config, prepared.models, cache)
     files = {
         "sources.json": json.dumps(prepared.models.record, indent=1).encode(),
         "derived.npz": derived_bytes(derived, span),
@@ -126,7 +142,8 @@ class Session:
         self.config = config or read_run_config(folder)
         self.models = open_models(self.config, known=read_sources(folder))
         self.tasks = build_tasks(self.config)
-        self.derived, span = load_derived(folder, self.models)
+        cache = usable_cache(self.config.runtime.cache)
+        self.derived, span = load_derived(folder, self.models, cache)
         self.objectives = build_objectives(self.config)
         warm = WarmStart.of(folder)
         self.space, _ = build_search_space(self.config, self.models, span, warm.proposals)
@@ -190,6 +207,7 @@ class Session:
 
     def executor(self) -> Executor:
         """Start the workers that the config asks for."""
+        fill_transforms(self.models.virtual)  # once, rather than in every worker
         runtime = self.config.runtime
         workers = runtime.workers or 1
         threads = runtime.threads or threads_per_worker(workers, self.models.space.n_elements)
@@ -240,9 +258,14 @@ class Session:
 
 
 def open_or_create(
-    config: RunConfig, base_dir: Path, folder: RunFolder, warm_start: Path | None = None
+    config: RunConfig,
+    base_dir: Path,
+    folder: RunFolder,
+    warm_start: Path | None = None,
+    *,
+    on_transform: FillProgress | None = None,
 ) -> tuple[RunConfig, bool]:
-    """Create the run, or accept the existing one if the config is the same.
+    """Create the run, or accept the existing one if the config is the same; see `create_run`.
 
     Returns:
         The config to run with (stored, with this one's budget and runtime), and whether the
@@ -252,7 +275,7 @@ def open_or_create(
         RunError: The folder holds a run of another config; names the first difference.
     """
     if not folder.exists():
-        create_run(config, base_dir, folder, warm_start)
+        create_run(config, base_dir, folder, warm_start, on_transform=on_transform)
         return read_run_config(folder), False
     if warm_start is not None:
         raise RunError(f"{folder.path}: exists; --warm-start begins a new run, give a new --run")

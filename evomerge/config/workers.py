@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from evomerge.config.build import build_tasks
+from evomerge.config.cache import usable_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig, parse_config
 from evomerge.config.yaml_file import read_yaml
@@ -19,6 +20,7 @@ from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.errors import ConfigError, RunError
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.subject import Subject
+from evomerge.merging.cache import TensorCache
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import DTYPES
 from evomerge.runtime.placement import pick_device, use_threads
@@ -38,8 +40,10 @@ def derived_bytes(derived: Derived, span: LinearSpan | None) -> bytes:
     return buffer.getvalue()
 
 
-def load_derived(folder: RunFolder, models: OpenModels) -> tuple[Derived, LinearSpan | None]:
-    """Return the Gram matrices saved with a run.
+def load_derived(
+    folder: RunFolder, models: OpenModels, cache: TensorCache | None
+) -> tuple[Derived, LinearSpan | None]:
+    """Return the Gram matrices saved with a run, and the way to whatever is in the cache.
 
     Saved rather than computed again: replay and every worker must see the same bits.
 
@@ -49,7 +53,7 @@ def load_derived(folder: RunFolder, models: OpenModels) -> tuple[Derived, Linear
     try:
         with folder.derived.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-        derived = Derived.from_arrays(arrays, models.space, models.sources)
+        derived = Derived.from_arrays(arrays, models.space, models.sources, cache)
     except OSError as error:
         raise RunError(f"{folder.derived}: cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
@@ -89,7 +93,8 @@ def build_worker(run: Path, device: str, threads: int, name: str) -> Worker:
     folder = RunFolder(run)
     config = read_run_config(folder)
     models = open_models(config, known=read_sources(folder), check=False)
-    inputs = MergeInputs(models.space, models.sources, load_derived(folder, models)[0])
+    derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
+    inputs = MergeInputs(models.space, models.sources, derived)
     tasks = build_tasks(config)
     return worker_of(inputs, models, tasks.search, device=device, threads=threads, name=name)
 

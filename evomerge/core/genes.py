@@ -23,12 +23,15 @@ class Gene:
         high: Upper end of the default search range.
         minimum: Smallest legal value (None: no limit).
         maximum: Largest legal value (None: no limit).
+        initial: Where a search starts from when nothing says otherwise (None: the default; with
+            none, 1 / width for one value per source, else the middle).
     """
 
     low: float
     high: float
     minimum: float | None = None
     maximum: float | None = None
+    initial: float | None = None
 
     def check(self, value: float, where: str) -> None:
         """Raise ConfigError, naming `where`, if `value` is not legal."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,12 +24,61 @@ class Installer:
         self._state: dict[str, Tensor] = dict(loaded.model.state_dict())
         self._ever_installed: set[str] = set()
 
-    def install(self, tensors: Iterable[tuple[str, Tensor]], subject: str) -> set[str]:
+    def destinations(self) -> dict[str, Tensor]:
+        """Return {name in the files: parameter}, where a tensor can be written as it is."""
+        weight_map = self._loaded.weight_map
+        if weight_map is None:
+            return {}
+        found: dict[str, Tensor] = {}
+        for unit in weight_map.units:
+            storage = self._state[unit.target]
+            if unit.converter is None and len(self._sharing(unit)) == 1:
+                found[unit.names[0]] = storage
+        return found
+
+    def complete(self, names: Iterable[str]) -> set[str] | None:
+        """Return the tensors that have to come with `names`, these included; None for all.
+
+        Those are the members of one fused parameter, and of tied ones that are stored apart.
+        """
+        weight_map = self._loaded.weight_map
+        if weight_map is None:
+            return None
+        wanted: set[str] = set()
+        for name in names:
+            if name in wanted:
+                continue
+            wanted.add(name)
+            unit = weight_map.unit(name)
+            if unit is not None:
+                wanted.update(*(other.names for other in self._sharing(unit)))
+        return wanted
+
+    def _sharing(self, unit: Unit) -> list[Unit]:
+        """Return the units whose parameter has the storage of `unit`, itself included."""
+        return self._by_storage.get(self._state[unit.target].data_ptr(), [unit])
+
+    @cached_property
+    def _by_storage(self) -> dict[int, list[Unit]]:
+        shared: dict[int, list[Unit]] = {}
+        assert self._loaded.weight_map is not None
+        for unit in self._loaded.weight_map.units:
+            if self._state[unit.target].numel():
+                shared.setdefault(self._state[unit.target].data_ptr(), []).append(unit)
+        return shared
+
+    def install(
+        self,
+        tensors: Iterable[tuple[str, Tensor]],
+        subject: str,
+        unchanged: Collection[str] = frozenset(),
+    ) -> set[str]:
         """Write every tensor; see `Subject.install`.
 
         Args:
             tensors: (name in the safetensors files, value).
             subject: Name of the model, for messages.
+            unchanged: Names whose values from an earlier call stay.
 
         Returns:
             Names in memory of what was written.
@@ -43,7 +93,7 @@ class Installer:
                 else:
                     run.write_in_place(stream, self._loaded.weight_map)
         finally:
-            missing = self._ever_installed - delivered
+            missing = self._ever_installed - delivered - set(unchanged)
             self._ever_installed |= delivered
         if missing:
             raise EvaluationError(
@@ -106,7 +156,8 @@ class _Run:
             )
         earlier = self._source_of.get(storage.data_ptr()) if storage.numel() else None
         if earlier is None:
-            storage.copy_(value)
+            if not _is_same(storage, value):
+                storage.copy_(value)
             self._source_of[storage.data_ptr()] = source
         elif not torch.equal(storage, value.to(device=storage.device, dtype=storage.dtype)):
             raise EvaluationError(
@@ -114,6 +165,16 @@ class _Run:
                 "them different values; load the subject with untied=True."
             )
         self.written_targets.add(target)
+
+
+def _is_same(storage: Tensor, value: Tensor) -> bool:
+    """Return whether `value` was written into the parameter itself."""
+    return (
+        storage.data_ptr() == value.data_ptr()
+        and storage.dtype == value.dtype
+        and storage.is_contiguous()
+        and value.is_contiguous()
+    )
 
 
 def _once(

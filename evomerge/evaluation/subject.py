@@ -6,7 +6,7 @@ candidate and captured CUDA graphs stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,20 @@ class Subject:
         )
         return cls(loaded, auto_class=auto_class, name=name or Path(folder).name)
 
-    def install(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def destinations(self) -> dict[str, Tensor]:
+        """Return {name in the safetensors files: parameter} for tensors that need no conversion.
+
+        What `install` is given for such a name may be this very tensor, already overwritten.
+        """
+        return self._installer.destinations()
+
+    def complete(self, names: Iterable[str]) -> set[str] | None:
+        """Return the tensors that have to be installed together with `names`; None for all."""
+        return self._installer.complete(names)
+
+    def install(
+        self, tensors: Iterable[tuple[str, Tensor]], *, unchanged: Collection[str] = frozenset()
+    ) -> None:
         """Overwrite parameters with a candidate's tensors; storages stay where they are.
 
         Names that are fused in memory are held until the last member of their group has
@@ -106,6 +119,7 @@ class Subject:
 
         Args:
             tensors: (name in the safetensors files, value), each name once, any order.
+            unchanged: Names that keep the value an earlier call installed; see `complete`.
 
         Raises:
             EvaluationError: A name or shape does not fit the model, tied tensors differ, or
@@ -115,7 +129,7 @@ class Subject:
         if self._has_head:
             raise EvaluationError(f"{self.name}: cannot install weights inside `with_head`")
         self._dirty = "an install did not finish"
-        written = self._installer.install(tensors, self.name)
+        written = self._installer.install(tensors, self.name, unchanged)
         self.uninitialised = tuple(n for n in self.uninitialised if n not in written)
         self._dirty = None
 

@@ -1,15 +1,22 @@
-"""A candidate -> a folder that transformers loads, with the card that says where it came from."""
+"""A candidate -> a folder that transformers or PEFT loads, with a card of where it came from."""
 
+from evomerge.export.adapter import AsAdapter, export_adapter
+from evomerge.export.adapter_card import AdapterFacts
 from evomerge.export.card import CardFacts, LineageStep, ParentModel, ScoreRow
+from evomerge.export.transformed import Transformed
 from evomerge.export.writer import DONOR_FILES, ExportResult, export_candidate, verify_digest
 
 __all__ = [
     "DONOR_FILES",
+    "AdapterFacts",
+    "AsAdapter",
     "CardFacts",
     "ExportResult",
     "LineageStep",
     "ParentModel",
     "ScoreRow",
+    "Transformed",
+    "export_adapter",
     "export_candidate",
     "verify_digest",
 ]

@@ -17,6 +17,8 @@ from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import SourceError
+from evomerge.export.adapter_card import AdapterFacts
+from evomerge.export.transformed import Transformed
 from evomerge.storage.untrusted_files import contained_file
 
 _MAX_README_BYTES = 1_000_000
@@ -100,7 +102,8 @@ class CardFacts:
 
     Attributes:
         title: Name of the model.
-        parents: The sources of the space; the card names those that the recipe merges.
+        parents: The models on disk; the card names those that the recipe merges.
+        transformed: Sources of the space that are computed from them.
         scores: One row per objective or task.
         candidate_id: Its id in the run; None for a merge without a search.
         lineage: The candidate and its ancestors, itself first.
@@ -114,6 +117,7 @@ class CardFacts:
 
     title: str
     parents: tuple[ParentModel, ...]
+    transformed: tuple[Transformed, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     candidate_id: int | None = None
     lineage: tuple[LineageStep, ...] = ()
@@ -134,6 +138,7 @@ def render_card(
     mergekit: str | None,
     no_mergekit_reason: str = "",
     notes: Sequence[str] = (),
+    adapter: AdapterFacts | None = None,
 ) -> str:
     """Return README.md: front matter and body.
 
@@ -145,8 +150,11 @@ def render_card(
         mergekit: The equivalent mergekit config as YAML, or None.
         no_mergekit_reason: Why there is none.
         notes: What the export itself has to say.
+        adapter: How the merge became a LoRA adapter, if it did.
     """
-    parents = [parent for parent in facts.parents if parent.id in recipe.sources]
+    made = [item for item in facts.transformed if item.digests.keys() & set(recipe.sources)]
+    merged = {*recipe.sources, *(name for item in made for name in item.of)}
+    parents = [parent for parent in facts.parents if parent.id in merged]
     license_name, license_note = common_license(parents)
     front: dict[str, Any] = {
         "base_model": list(dict.fromkeys(n for p in parents for n in p.public_names)),
@@ -154,18 +162,23 @@ def render_card(
         "library_name": "transformers",
         "tags": ["merge", "mergekit", "evomerge"],
     }
+    reproduce = _reproduce(facts, weights_digest, mergekit, no_mergekit_reason)
+    if adapter is not None:
+        front |= adapter.front()
+        reproduce = adapter.reproduce(weights_digest, facts.scored_digest)
     if license_name:
         front["license"] = license_name
     sections = [
         f"---\n{_yaml(front)}---",
         f"# {_line(facts.title)}",
         f"A merge made with evomerge {evomerge.__version__}, method `{recipe.operator}`.",
+        "" if adapter is None else adapter.section(),
         _scores(facts),
-        _parents(parents, license_note),
+        _parents(parents, made, license_note),
         _lineage(facts),
         _coefficients(recipe, space),
         _recipe(recipe),
-        _reproduce(facts, weights_digest, mergekit, no_mergekit_reason),
+        reproduce,
         "\n".join(f"- {_line(note)}" for note in (*notes, *facts.notes)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -206,10 +219,15 @@ def _license_of(folder: Path | None) -> str | None:
     return value.lower() if isinstance(value, str) and is_id else None
 
 
-def _hub_reference(path: str) -> str:
-    """Return org/name@commit for a snapshot in the hub cache, else `path`."""
+def hub_name(path: str) -> tuple[str, str | None]:
+    """Return (org/name, commit) for a snapshot in the hub cache, else (`path`, None)."""
     found = _SNAPSHOT.search(path)
-    return f"{found['org']}/{found['name']}@{found['commit']}" if found else path
+    return (f"{found['org']}/{found['name']}", found["commit"]) if found else (path, None)
+
+
+def _hub_reference(path: str) -> str:
+    name, commit = hub_name(path)
+    return name if commit is None else f"{name}@{commit}"
 
 
 def _public_name(reference: str) -> str:
@@ -259,13 +277,14 @@ def _score(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.4f}{around}"
 
 
-def _parents(parents: Sequence[ParentModel], license_note: str) -> str:
+def _parents(parents: Sequence[ParentModel], made: Sequence[Transformed], note: str) -> str:
     lines = ["## Parents", "", "| source | model | weights digest |", "|---|---|---|"]
     for parent in parents:
         names = " + ".join(parent.public_names)
         at = f" @ {parent.revision}" if parent.revision else ""
         lines.append(f"| {_cell(parent.id)} | {_cell(names + at)} | `{parent.digest or '?'}` |")
-    return "\n".join([*lines, *(["", license_note] if license_note else [])])
+    lines += [row for item in made for row in item.rows()]
+    return "\n".join([*lines, *(["", note] if note else [])])
 
 
 def _lineage(facts: CardFacts) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +11,19 @@ from typing import Any
 import torch
 import yaml
 
-import evomerge
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ConfigError, PreflightError, RunError, nearest
+from evomerge.errors import ConfigError, nearest
+from evomerge.export.adapter_card import AdapterFacts
 from evomerge.export.card import CardFacts, render_card
+from evomerge.export.folder import check_vacant, new_folder, write_json
+from evomerge.export.record import check_parents, recipe_record
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import DTYPES as TENSOR_DTYPES
 from evomerge.merging.materialize import materialize
 from evomerge.merging.mergekit_rules import write_mergekit
 from evomerge.merging.source import TensorSource
 from evomerge.merging.weights_digest import WeightsDigest
-from evomerge.storage.atomic import sync_folder
 from evomerge.storage.model_folder import CONFIG_FILE, ModelFolder
 from evomerge.storage.tensor_writer import ShardedWriter
 from evomerge.storage.untrusted_files import contained_file, read_json_object
@@ -57,7 +56,6 @@ DONOR_FILES = (
 _CODE_KEYS = ("auto_map", "custom_pipelines")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _MAX_CONFIG_BYTES = 16_000_000
-_SPARE_BYTES = 64 << 20  # tokenizer, card and file system overhead
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,14 @@ class ExportResult:
         folder: Where it is.
         weights_digest: Digest of its tensors, comparable with `Evaluation.weights_digest`.
         no_mergekit_reason: Why there is no mergekit_config.yml; "" when there is one.
+        adapter: What was written, when it is a LoRA adapter; the digest is then that of the full
+            merge.
     """
 
     folder: Path
     weights_digest: str
     no_mergekit_reason: str = ""
+    adapter: AdapterFacts | None = None
 
 
 def export_candidate(
@@ -115,33 +116,15 @@ def export_candidate(
         raise ConfigError(
             f"dtype {dtype!r} is unknown.{nearest(dtype, DTYPES)} Known: {', '.join(DTYPES)}."
         )
-    missing = {*space.sources} - {parent.id for parent in card.parents}
-    if missing:
-        raise ValueError(f"the card's parents lack {min(missing)!r}, a source of the space")
-    out = out if out.name else out.absolute()  # "." has no name to write beside
-    _check_vacant(out)
+    check_parents(card, space)
+    check_vacant(out)
     files = _read_donor(donor, untied=space.untied)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(out.parent, space, dtype)
-        if partial.exists():
-            shutil.rmtree(partial)  # a process with this id died here
+    with new_folder(out, _n_bytes(space, dtype)) as partial:
         weights = _write_weights(
             partial, recipe, space, sources, derived, dtype, device, max_shard_bytes
         )
         _write_donor(files, partial, weights.dtype)
         reason = _write_papers(partial, recipe, space, sources, card, weights, files.notes, dtype)
-        for path in partial.iterdir():
-            _sync(path)
-        sync_folder(partial)
-        _check_vacant(out)
-        partial.replace(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return ExportResult(out, weights.digest, reason)
 
 
@@ -231,9 +214,9 @@ def _read_donor(donor: Path, *, untied: bool) -> _DonorFiles:
 def _write_donor(files: _DonorFiles, folder: Path, dtype: str) -> None:
     if files.config is not None:
         _set_dtype(files.config, dtype)
-        _write_json(folder / CONFIG_FILE, files.config)
+        write_json(folder / CONFIG_FILE, files.config)
     for name, body in files.rewritten.items():
-        _write_json(folder / name, body)
+        write_json(folder / name, body)
     for name, source in files.copied.items():
         shutil.copyfile(source, folder / name)
 
@@ -270,30 +253,8 @@ def _write_papers(
     if said is not None:
         text = yaml.safe_dump(said, sort_keys=False, default_flow_style=None, width=96)
         (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
-    by_id = {parent.id: parent for parent in card.parents}
-    _write_json(
-        folder / "recipe.json",
-        {
-            "evomerge": evomerge.__version__,
-            "candidate": card.candidate_id,
-            "run": card.run,
-            "recipe": recipe.to_json(),
-            "sources": [
-                {
-                    "id": source,
-                    "model": by_id[source].model,
-                    "revision": by_id[source].revision,
-                    "lora": by_id[source].lora,
-                    "digest": sources[source].digest,
-                }
-                for source in space.sources  # all: they decide what is merged and what copied
-            ],
-            "has_base": space.has_base,
-            "donor": space.sources[0],
-            "dtype": dtype,
-            "weights_digest": weights.digest,
-        },
-    )
+    record = recipe_record(recipe, space, sources, card, weights_digest=weights.digest, dtype=dtype)
+    write_json(folder / "recipe.json", record)
     readme = render_card(
         card,
         recipe,
@@ -307,37 +268,11 @@ def _write_papers(
     return reason
 
 
-def _check_vacant(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise ConfigError(
-            f"{out}: already exists and is not an empty folder. Choose another output folder, "
-            "or delete this one."
-        )
-
-
-def _check_space(parent: Path, space: ModelSpace, dtype: str | None) -> None:
+def _n_bytes(space: ModelSpace, dtype: str | None) -> int:
+    """Return the size of the merged model."""
     itemsize = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
     wanted = None if dtype is None else DTYPES[dtype].itemsize
-    needed = sum(
+    return sum(
         tensor.spec.n_elements * (wanted or itemsize.get(tensor.spec.dtype, 1))
         for tensor in space.tensors
     )
-    free = shutil.disk_usage(parent).free
-    if needed + _SPARE_BYTES > free:
-        raise PreflightError(
-            f"{parent}: the model needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. "
-            "Free some space, or export elsewhere."
-        )
-
-
-def _write_json(path: Path, body: Mapping[str, Any]) -> None:
-    text = json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,6 +9,7 @@ from evomerge.merging import (  # noqa: F401  (importing registers them)
     consensus,
     dare,
     della,
+    evo_merging,
     karcher,
     layer_swap,
     linear,
@@ -26,4 +27,5 @@ from evomerge.merging import (  # noqa: F401  (importing registers them)
     slerp,
     task_arithmetic,
     ties,
+    transforms,
 )

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-from torch import Tensor
-
 from evomerge.core.genes import Gene
+from evomerge.merging.kept import Keep
 from evomerge.merging.operator import TensorInputs, merge_operator
-from evomerge.merging.sign_consensus import n_kept
+from evomerge.merging.quantiles import n_kept
 from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
 
 
-def keep_band(delta: Tensor, n_wanted: int, n_top: int) -> Tensor:
-    """Return `delta` with only `n_wanted` elements, those below the `n_top` largest magnitudes.
+def band(tensors: TensorInputs, expert: int, n_wanted: int, n_top: int, exact: bool) -> Keep:
+    """Return what keeps only `n_wanted` elements of a task vector, those below the `n_top` largest.
 
     When there are fewer than that below, fewer large ones are dropped. Elements that tie with an
     end of the band are kept.
 
     Args:
-        delta: Any shape, float32.
+        tensors: The tensor in every source.
+        expert: Whose task vector.
         n_wanted: Elements to keep.
         n_top: Largest elements to drop.
+        exact: Keep just as many, not the nearest numbers that quantile tables hold.
     """
     if n_wanted < 1:
-        return torch.zeros_like(delta)
-    n = delta.numel()
-    n_top = min(n_top, n - n_wanted)
-    magnitudes = delta.abs()
-    flat = magnitudes.reshape(-1)
-    largest = torch.kthvalue(flat, n - n_top).values
-    smallest = torch.kthvalue(flat, n - n_top - n_wanted + 1).values
-    return delta * ((magnitudes >= smallest) & (magnitudes <= largest))
+        return Keep(low=math.inf)
+    n_top = min(n_top, tensors.experts[expert].numel() - n_wanted)
+    return Keep(
+        low=tensors.kept_threshold(expert, n_top + n_wanted, exact=exact),
+        high=tensors.kept_threshold(expert, n_top + 1, exact=exact) if n_top else math.inf,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +45,17 @@ class Band(Sparsified):
             dropped where `density` leaves no room: `density` 1 keeps everything.
     """
 
+    needs_thresholds: ClassVar[bool] = True
+
     density: Annotated[float, Gene(0.05, 1.0, minimum=0.0, maximum=1.0)] = 0.9
     gamma: Annotated[float, Gene(0.0, 0.05, minimum=0.0, maximum=1.0)] = 0.01
 
-    def sparsified(self, tensors: TensorInputs, expert: int) -> Tensor:
-        """Return one float32 task vector with only its band."""
-        delta = tensors.deltas[expert]
-        n = delta.numel()
-        n_wanted = int(self.density * n) if self.compat == "mergekit" else n_kept(self.density, n)
-        return keep_band(delta, n_wanted, int(self.gamma * n))
+    def keep(self, tensors: TensorInputs, expert: int) -> Keep:
+        """Return the band of one task vector."""
+        n = tensors.experts[expert].numel()
+        exact = self.compat == "mergekit"
+        n_wanted = int(self.density * n) if exact else n_kept(self.density, n)
+        return band(tensors, expert, n_wanted, int(self.gamma * n), exact=exact)
 
 
 @merge_operator("breadcrumbs")

@@ -53,7 +53,7 @@ def _check_declaration(cls: Any) -> None:
     is_dataclass = bool(dataclasses.is_dataclass(cls))
     assert is_dataclass, f"{cls.__name__} is not a dataclass"
     assert cls.__dataclass_params__.frozen, f"{cls.__name__} is not frozen"
-    for name in ("needs_base", "sliceable", "needs_gram", "needs_thresholds"):
+    for name in ("needs_base", "sliceable", "needs_gram", "needs_thresholds", "needs_ranks"):
         assert isinstance(getattr(cls, name, None), bool), f"{cls.__name__}.{name} is not a bool"
     assert cls.weights_over in ("experts", "sources"), f"{cls.__name__}.weights_over is wrong"
     assert cls.n_models is None or cls.n_models > 0, f"{cls.__name__}.n_models is wrong"
@@ -104,7 +104,7 @@ def _inputs(
 def _complete(inputs: TensorInputs) -> TensorInputs:
     """Add the Gram matrix, and thresholds of this tensor alone."""
 
-    def threshold(expert: int, density: float) -> float:
+    def threshold(expert: int, density: float, _exact: bool) -> float:
         magnitudes = inputs.deltas[expert].abs().reshape(-1).sort(descending=True).values
         return float(magnitudes[max(int(density * len(magnitudes)), 1) - 1])
 

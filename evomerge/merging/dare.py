@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
+from evomerge.merging.kept import Keep, Rescale, rescaled
 from evomerge.merging.operator import TensorInputs, merge_operator
-from evomerge.merging.sign_consensus import Rescale, drop, rescale_kept
 from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
 
 
@@ -20,9 +18,9 @@ from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsifie
 class DropAndRescale(Sparsified):
     """What both DARE methods share: their parameters, and dropping.
 
-    `density` is the probability with which an element is kept, 1 - p. `compat: paper` rescales
-    by 1 / density and leaves norms and biases whole; "mergekit" matches the L1 norm and drops
-    everywhere.
+    `density` is the probability with which an element is kept, 1 - p, rounded to 2**-16.
+    `compat: paper` rescales by 1 / density and leaves norms and biases whole; "mergekit" matches
+    the L1 norm and drops everywhere.
 
     Attributes:
         rescale: "inverse", "l1" or "none"; "auto" takes it from `compat`.
@@ -39,11 +37,10 @@ class DropAndRescale(Sparsified):
             return self.rescale
         return "inverse" if self.compat == "paper" else "l1"
 
-    def sparsified(self, tensors: TensorInputs, expert: int) -> Tensor:
-        """Return one float32 task vector after dropping and rescaling."""
-        delta = tensors.deltas[expert]
-        dropped = drop(delta, tensors.uniform(expert, self.seed), self.density)
-        return rescale_kept(dropped, delta, self.density, self.resolved_rescale)
+    def keep(self, tensors: TensorInputs, expert: int) -> Keep:
+        """Return the random mask, and what makes up for the dropped elements."""
+        keep = Keep(key=tensors.mask_key(expert, self.seed), density=self.density)
+        return rescaled(keep, tensors, expert, self.resolved_rescale)
 
 
 @merge_operator("dare_linear")

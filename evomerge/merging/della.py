@@ -5,15 +5,16 @@ Masks are counter-based as DARE's: keyed by the expert's digest, and nested in t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.kept import Keep, Rescale, rescaled
 from evomerge.merging.operator import TensorInputs, merge_operator
-from evomerge.merging.sign_consensus import Rescale, drop, rescale_kept
+from evomerge.merging.rank_codes import has_rank_codes, rank_codes, row_length
 from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
 
 # Of the largest spread that density allows: probabilities stay above a tenth of the density, so
@@ -40,6 +41,17 @@ def row_ranks(delta: Tensor) -> Tensor:
     return ranks.reshape(delta.shape)
 
 
+def _places(tensors: TensorInputs, expert: int) -> tuple[Tensor, int]:
+    """Return each element's place in its row, flat, and the last place of a row."""
+    shape = tuple(tensors.experts[expert].shape)
+    codes = tensors.rank_codes(expert)
+    if codes is None and tensors.experts[expert].device.type == "cpu" and has_rank_codes(shape):
+        codes = rank_codes(tensors.deltas[expert])
+    if codes is not None:
+        return codes.reshape(-1), row_length(shape) - 1
+    return row_ranks(tensors.deltas[expert]).reshape(-1), 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankedDrop(Sparsified):
     """What both DELLA methods share: their parameters, and dropping.
@@ -57,6 +69,8 @@ class RankedDrop(Sparsified):
         seed: Seed of the masks; a fixed seed keeps a search landscape smooth.
     """
 
+    needs_ranks: ClassVar[bool] = True
+
     density: Annotated[float, Gene(0.1, 0.9, minimum=0.0, maximum=1.0)] = 0.5
     lambda_: Annotated[float, Gene(0.5, 1.5)] = 1.0
     epsilon: Annotated[float, Gene(0.0, 0.3, minimum=0.0, maximum=0.5)] = 0.15
@@ -70,20 +84,20 @@ class RankedDrop(Sparsified):
             return self.rescale
         return "inverse" if self.compat == "paper" else "l1"
 
-    def probabilities(self, delta: Tensor) -> Tensor:
-        """Return the probability with which each element is kept, same shape, float32."""
+    def keep(self, tensors: TensorInputs, expert: int) -> Keep:
+        """Return the random mask by rank, and what makes up for the dropped elements."""
+        keep = Keep(
+            key=tensors.mask_key(expert, self.seed),
+            density=self.density,
+            inverts=self.resolved_rescale == "inverse",
+        )
         epsilon = min(self.epsilon, _WIDEST * min(self.density, 1.0 - self.density))
-        return row_ranks(delta).mul_(2.0 * epsilon).add_(self.density - epsilon)
-
-    def sparsified(self, tensors: TensorInputs, expert: int) -> Tensor:
-        """Return one float32 task vector after dropping and rescaling."""
-        delta = tensors.deltas[expert]
-        probabilities = self.probabilities(delta)
-        kept = drop(delta, tensors.uniform(expert, self.seed), probabilities)
-        if self.resolved_rescale == "inverse":
-            # Where the probability is zero nothing was kept.
-            return kept.div_(probabilities.add_(probabilities == 0.0))
-        return rescale_kept(kept, delta, self.density, self.resolved_rescale)
+        if epsilon > 0.0 and row_length(tuple(tensors.experts[expert].shape)) > 1:
+            places, last_place = _places(tensors, expert)
+            keep = replace(keep, places=places, last_place=last_place, spread=2.0 * epsilon)
+        if keep.places is not None and keep.inverts:
+            return keep
+        return rescaled(keep, tensors, expert, self.resolved_rescale)
 
 
 @merge_operator("della_linear")

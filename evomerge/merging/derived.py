@@ -1,16 +1,20 @@
-"""What is computed once per set of sources and serves every candidate: Grams and thresholds.
+"""What is computed once per set of sources and serves every candidate.
 
-All sums run in float64 over rows of fixed length in a fixed order (`sums`), so that neither
-the number of threads nor the memory at hand changes a bit. Models are streamed in pieces.
+Gram matrices, histograms and quantile tables for magnitude thresholds, rank codes. Given a
+cache, what it holds is not computed again, and what it lacks is added to it; the bits are the
+same without one.
+
+All sums run in float64 over rows of fixed length in a fixed order (`sums`), so that neither the
+number of threads nor the memory at hand changes a bit. Models are streamed in pieces.
 
 Shape letters: K sources, B blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,27 +25,78 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.tensor_names import place
 from evomerge.errors import ConfigError
+from evomerge.merging.cache import CacheEntry, TensorCache
+from evomerge.merging.cached import (
+    Filled,
+    Statistic,
+    TaskVectorStatistic,
+    exhaust,
+    layout_key,
+    remember,
+)
 from evomerge.merging.flat_reader import PIECE, FlatReader
 from evomerge.merging.operator import Pool
-from evomerge.merging.source import TensorSource
+from evomerge.merging.quantiles import QuantileTable, table_tensors
+from evomerge.merging.rank_codes import has_rank_codes, rank_codes
+from evomerge.merging.source import TensorSource, content_key
 from evomerge.merging.sums import ROW, exact_column_sums, row_sums
 from evomerge.merging.thresholds import GlobalThresholds
 
 _GRAM = "gram:"
-_HISTOGRAM = "histogram:"
+QUANTILES = "quantiles"
+RANK_CODES = "rank-codes"
+_VERSION = 1  # of Gram matrices in a cache
+# Block Grams are kept in items of this many pieces.
+_PIECES_PER_ITEM = 64
 
 
-def tensor_grams(space: ModelSpace, sources: Mapping[str, TensorSource]) -> dict[str, FloatArray]:
+class TensorGrams:
+    """The Gram matrix of every merged tensor."""
+
+    kind = "grams"
+
+    def __init__(
+        self,
+        space: ModelSpace,
+        sources: Mapping[str, TensorSource],
+        cache: TensorCache | None = None,
+    ) -> None:
+        """Args: space: the aligned models; sources: every one of them by id; cache: if any."""
+        self._names = {tensor.spec.name: tensor.spec.n_elements for tensor in space.merged}
+        self._reader = FlatReader(space, sources)
+        self._entry: CacheEntry | None = None
+        self.grams: dict[str, FloatArray] = {}
+        if cache is not None:
+            self._entry = cache.entry(self.kind, _all_sources(space, sources))
+
+    def fill(self) -> Iterator[Filled]:
+        """Find or compute every tensor's matrix, into `grams`."""
+        for name, n_elements in self._names.items():
+            found, filled = remember(self._entry, name, partial(self._compute, name, n_elements))
+            self.grams[name] = found["gram"].clone().numpy()
+            yield filled
+
+    def _compute(self, name: str, n_elements: int) -> dict[str, Tensor]:
+        return {"gram": torch.from_numpy(_tensor_gram(self._reader, name, n_elements))}
+
+
+def tensor_grams(
+    space: ModelSpace, sources: Mapping[str, TensorSource], cache: TensorCache | None = None
+) -> dict[str, FloatArray]:
     """Return the Gram matrix of every merged tensor.
 
     Returns:
         Tensor name -> (K, K) float64 over the basis (s_0, s_1 - s_0, …) of `space.sources`.
     """
-    reader = FlatReader(space, sources)
-    return {
-        tensor.spec.name: _tensor_gram(reader, tensor.spec.name, tensor.spec.n_elements)
-        for tensor in space.merged
-    }
+    statistic = TensorGrams(space, sources, cache)
+    exhaust(statistic)
+    return statistic.grams
+
+
+def _all_sources(space: ModelSpace, sources: Mapping[str, TensorSource]) -> dict[str, object]:
+    """Return the parts of a cache key of what depends on every source, and on their order."""
+    keys = [content_key(sources[name]) for name in space.sources]
+    return {"sources": keys, "has_base": space.has_base, "version": _VERSION}
 
 
 def gram_of(tensors: Sequence[Tensor]) -> FloatArray:
@@ -72,7 +127,59 @@ def _row_grams(basis: Tensor, row: int) -> Tensor:
     return out
 
 
-def block_grams(space: ModelSpace, sources: Mapping[str, TensorSource], block: int) -> FloatArray:
+class BlockGrams:
+    """The Gram matrix of every block of the flattened order of merged tensors."""
+
+    kind = "block-grams"
+
+    def __init__(
+        self,
+        space: ModelSpace,
+        sources: Mapping[str, TensorSource],
+        block: int,
+        cache: TensorCache | None = None,
+    ) -> None:
+        """Args: as `block_grams`."""
+        if block < 1 or block & (block - 1):
+            raise ValueError(f"block must be a power of two, is {block}")
+        self._space = space
+        self._block = block
+        self._reader = FlatReader(space, sources)
+        self._entry: CacheEntry | None = None
+        self.parts: list[FloatArray] = []
+        if cache is not None:
+            parts = {**_all_sources(space, sources), "block": block, "tensors": layout_key(space)}
+            self._entry = cache.entry(self.kind, parts)
+
+    def fill(self) -> Iterator[Filled]:
+        """Find or compute the matrices, (b, K, K) at a time, into `parts`."""
+        step = max(self._block, PIECE) * _PIECES_PER_ITEM
+        self.parts = []
+        for start in range(0, self._space.n_elements, step):
+            stop = min(start + step, self._space.n_elements)
+            found, filled = remember(
+                self._entry, f"from-{start}", partial(self._compute, start, stop)
+            )
+            self.parts.append(found["grams"].clone().numpy())
+            yield filled
+
+    def _compute(self, start: int, stop: int) -> dict[str, Tensor]:
+        row = min(self._block, ROW)
+        piece = max(self._block, PIECE)
+        grams = []
+        for low in range(start, stop, piece):
+            basis = self._reader.flat_basis(low, min(low + piece, stop))
+            sums = row_sums(_row_grams(basis, row), self._block // row)
+            grams.append(sums.permute(2, 0, 1))
+        return {"grams": torch.cat(grams)}
+
+
+def block_grams(
+    space: ModelSpace,
+    sources: Mapping[str, TensorSource],
+    block: int,
+    cache: TensorCache | None = None,
+) -> FloatArray:
     """Return the Gram matrix of every block of the flattened order of merged tensors.
 
     Args:
@@ -80,21 +187,14 @@ def block_grams(space: ModelSpace, sources: Mapping[str, TensorSource], block: i
         sources: Every source of the space by id.
         block: Elements per block, a power of two; blocks run across tensors, and the last
             one may be shorter.
+        cache: Where they are kept, if anywhere.
 
     Returns:
         (B, K, K) float64 over the basis (s_0, s_1 - s_0, …); for `LinearSpan.from_block_grams`.
     """
-    if block < 1 or block & (block - 1):
-        raise ValueError(f"block must be a power of two, is {block}")
-    reader = FlatReader(space, sources)
-    row = min(block, ROW)
-    piece = max(block, PIECE)
-    parts: list[FloatArray] = []
-    for start in range(0, space.n_elements, piece):
-        basis = reader.flat_basis(start, min(start + piece, space.n_elements))
-        grams = row_sums(_row_grams(basis, row), block // row)
-        parts.append(grams.permute(2, 0, 1).numpy())
-    return np.concatenate(parts)
+    statistic = BlockGrams(space, sources, block, cache)
+    exhaust(statistic)
+    return np.concatenate(statistic.parts)
 
 
 def change_basis(gram: FloatArray, space: ModelSpace, sources: tuple[str, ...]) -> FloatArray:
@@ -134,10 +234,24 @@ class Derived:
     Attributes:
         grams: Tensor name -> (K, K) float64, see `tensor_grams`; empty unless needed.
         thresholds: Global thresholds; None unless needed.
+        tables: Quantile tables, computed when they are first asked for; None without a cache.
+        codes: Rank codes as far as they are prepared; None without a cache.
     """
 
     grams: Mapping[str, FloatArray] = field(default_factory=dict)
     thresholds: GlobalThresholds | None = None
+    tables: TaskVectorStatistic | None = None
+    codes: TaskVectorStatistic | None = None
+
+    def quantiles(self, source: str, name: str) -> QuantileTable | None:
+        """Return the quantile table of one expert's task vector of one tensor, if kept."""
+        found = None if self.tables is None else self.tables.of(source, name)
+        return None if found is None else QuantileTable.of(found)
+
+    def rank_codes(self, source: str, name: str) -> Tensor | None:
+        """Return the rank codes of one expert's task vector of one tensor, if prepared."""
+        found = None if self.codes is None else self.codes.peek(source, name)
+        return None if found is None else found["codes"]
 
     def pooled_gram(self, name: str, pool: Pool) -> FloatArray:
         """Return (K, K) the sum of the Gram matrices of a tensor's layer, or of the model."""
@@ -153,14 +267,12 @@ class Derived:
         return pooled
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return what `numpy.savez` can store without pickling: Grams, and histograms if any."""
-        arrays: dict[str, np.ndarray[Any, Any]] = {
-            f"{_GRAM}{name}": gram for name, gram in self.grams.items()
-        }
-        if self.thresholds is not None:
-            for source, counts in self.thresholds.histograms.items():
-                arrays[f"{_HISTOGRAM}{source}"] = counts
-        return arrays
+        """Return what `numpy.savez` can store without pickling: the Gram matrices.
+
+        Only what sums are in, whose bits a run must keep; thresholds, tables and codes are the
+        same whoever computes them.
+        """
+        return {f"{_GRAM}{name}": gram for name, gram in self.grams.items()}
 
     @classmethod
     def from_arrays(
@@ -168,33 +280,113 @@ class Derived:
         arrays: Mapping[str, np.ndarray[Any, Any]],
         space: ModelSpace,
         sources: Mapping[str, TensorSource],
+        cache: TensorCache | None = None,
     ) -> Derived:
-        """Return what `to_arrays` wrote, for the same models.
+        """Return what `to_arrays` wrote, for the same models; the rest when it is asked for.
 
         Raises:
             ConfigError: A matrix does not fit the number of sources.
         """
         grams: dict[str, FloatArray] = {}
-        histograms = {}
         k = len(space.sources)
         for key, value in arrays.items():
             if key.startswith(_GRAM):
                 if value.shape != (k, k):
                     raise ConfigError(f"{key} is {value.shape}, expected {(k, k)}")
                 grams[key.removeprefix(_GRAM)] = np.asarray(value, dtype=np.float64)
-            elif key.startswith(_HISTOGRAM):
-                histograms[key.removeprefix(_HISTOGRAM)] = np.asarray(value, dtype=np.int64)
-        thresholds = None
-        if space.has_base:
-            thresholds = GlobalThresholds(space, sources, histograms=histograms)
-        return cls(grams, thresholds)
+        if not space.has_base:
+            return cls(grams)
+        thresholds = GlobalThresholds(space, sources, cache)
+        if cache is None:
+            return cls(grams, thresholds)
+        return cls(
+            grams,
+            thresholds,
+            quantile_tables(space, sources, cache),
+            row_rank_codes(space, sources, cache),
+        )
 
 
-def derive_for(operator: type, space: ModelSpace, sources: Mapping[str, TensorSource]) -> Derived:
-    """Return what an operator class needs; thresholds are read lazily, Grams at once."""
+def quantile_tables(
+    space: ModelSpace, sources: Mapping[str, TensorSource], cache: TensorCache
+) -> TaskVectorStatistic:
+    """Return the tables of every merged tensor and expert, nothing computed yet."""
+    return TaskVectorStatistic(QUANTILES, 1, table_tensors, space, sources, cache)
+
+
+def row_rank_codes(
+    space: ModelSpace, sources: Mapping[str, TensorSource], cache: TensorCache
+) -> TaskVectorStatistic:
+    """Return the rank codes of every merged tensor and expert, nothing computed yet."""
+
+    def compute(delta: Tensor) -> dict[str, Tensor]:
+        return {"codes": rank_codes(delta)}
+
+    return TaskVectorStatistic(
+        RANK_CODES, 1, compute, space, sources, cache, applies=has_rank_codes
+    )
+
+
+def statistics_for(
+    operator: type | None,
+    space: ModelSpace,
+    sources: Mapping[str, TensorSource],
+    cache: TensorCache,
+) -> list[Statistic]:
+    """Return the kinds that an operator class needs, small ones first; None: all but blocks."""
+
+    def is_needed(flag: str) -> bool:
+        return operator is None or bool(getattr(operator, flag, False))
+
+    found: list[Statistic] = []
+    if is_needed("needs_gram"):
+        found.append(TensorGrams(space, sources, cache))
+    if not space.has_base:
+        return found
+    if is_needed("needs_thresholds"):
+        found.append(GlobalThresholds(space, sources, cache))
+        found.append(quantile_tables(space, sources, cache))
+    if is_needed("needs_ranks"):
+        found.append(row_rank_codes(space, sources, cache))
+    return found
+
+
+def derive_for(
+    operator: type,
+    space: ModelSpace,
+    sources: Mapping[str, TensorSource],
+    cache: TensorCache | None = None,
+    *,
+    leave_out: Collection[str] = (),
+) -> Derived:
+    """Return what an operator class needs.
+
+    Args:
+        operator: Registered merge operator.
+        space: The aligned models.
+        sources: Every one of them by id.
+        cache: With one, everything is found in it or computed into it now. Without one, Grams
+            are computed now, global thresholds when they are asked for, the rest per candidate.
+        leave_out: Kinds that are not computed, only used if the cache has them.
+    """
     needs_gram = bool(getattr(operator, "needs_gram", False))
-    needs_thresholds = bool(getattr(operator, "needs_thresholds", False))
+    if cache is None:
+        needs_thresholds = bool(getattr(operator, "needs_thresholds", False))
+        return Derived(
+            tensor_grams(space, sources) if needs_gram else {},
+            GlobalThresholds(space, sources) if needs_thresholds and space.has_base else None,
+        )
+    kinds = {
+        statistic.kind: statistic for statistic in statistics_for(operator, space, sources, cache)
+    }
+    for statistic in kinds.values():
+        if statistic.kind not in leave_out:
+            exhaust(statistic)
+    grams, thresholds = kinds.get(TensorGrams.kind), kinds.get(GlobalThresholds.kind)
+    tables, codes = kinds.get(QUANTILES), kinds.get(RANK_CODES)
     return Derived(
-        tensor_grams(space, sources) if needs_gram else {},
-        GlobalThresholds(space, sources) if needs_thresholds and space.has_base else None,
+        grams.grams if isinstance(grams, TensorGrams) else {},
+        thresholds if isinstance(thresholds, GlobalThresholds) else None,
+        tables if isinstance(tables, TaskVectorStatistic) else None,
+        codes if isinstance(codes, TaskVectorStatistic) else None,
     )

@@ -5,7 +5,7 @@ Shape letters: K sources, n elements of a range.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -66,9 +66,18 @@ class FlatReader:
                 out[k] = delta[start:stop]
         return out
 
-    def ranges(self, piece: int = PIECE) -> Iterator[tuple[str, int, int]]:
-        """Yield (tensor name, start, stop) pieces that cover every merged tensor in order."""
+    def ranges(
+        self, piece: int = PIECE, *, names: Collection[str] | None = None
+    ) -> Iterator[tuple[str, int, int]]:
+        """Yield (tensor name, start, stop) pieces that cover every merged tensor in order.
+
+        Args:
+            piece: Most elements of a piece.
+            names: Only these tensors; None for all.
+        """
         for tensor in self.space.merged:
+            if names is not None and tensor.spec.name not in names:
+                continue
             for start in range(0, tensor.spec.n_elements, piece):
                 yield tensor.spec.name, start, min(start + piece, tensor.spec.n_elements)
 

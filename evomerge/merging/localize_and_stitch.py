@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.kept import Keep, merge_kept
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Vectors, combine, magnitude_threshold, trim
+from evomerge.merging.sign_consensus import Vectors
 from evomerge.merging.sparsified import is_exempt
 from evomerge.merging.weights import over_base
 
@@ -62,13 +64,10 @@ class LocalizeAndStitch(OperatorDefaults):
         if exempt or (n_experts == 1 and self.density >= 1.0):
             scales = [self.lambda_ * weight / n_experts for weight in self.weights]
             return tensors.weighted_sum(over_base(scales))
-        deltas = tensors.deltas
+        keeps = [Keep()] * n_experts
         if self.density < 1.0:
-            deltas = tuple(self._trimmed(tensors, k, delta) for k, delta in enumerate(deltas))
-        merged = combine(deltas, self.weights, vote="touched", divisor="mean")
-        return tensors.add_to_base(merged.mul_(self.lambda_))
-
-    def _trimmed(self, tensors: TensorInputs, expert: int, delta: Tensor) -> Tensor:
-        if self.threshold == "global":
-            return trim(delta, tensors.global_threshold(expert, self.density))
-        return trim(delta, magnitude_threshold(delta, self.density))
+            find = partial(tensors.threshold, density=self.density, scope=self.threshold)
+            keeps = [Keep(low=find(expert)) for expert in range(n_experts)]
+        return merge_kept(
+            tensors, keeps, self.weights, vote="touched", divisor="mean", scale=self.lambda_
+        )

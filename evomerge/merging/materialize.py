@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,17 +16,28 @@ from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
 from evomerge.merging.derived import Derived, change_basis, derive_for
+from evomerge.merging.low_rank import LowRank, read_factors
 from evomerge.merging.operator import (
+    FiniteResults,
+    GlobalThreshold,
     MergeOperator,
     Pool,
     PooledGram,
     TensorInputs,
     merge_operators,
 )
-from evomerge.merging.plan import Roles, assign_roles, build_operators, plan_paths
+from evomerge.merging.plan import (
+    Roles,
+    assign_roles,
+    build_operators,
+    plan_paths,
+    segments_of,
+)
 from evomerge.merging.source import TensorSource
 
 __all__ = ["build_operators", "materialize", "plan_paths"]
+
+_T = TypeVar("_T")
 
 DTYPES = {
     "F64": torch.float64,
@@ -45,6 +56,8 @@ def materialize(
     device: torch.device | str = "cpu",
     out_dtype: torch.dtype | None = None,
     names: Collection[str] | None = None,
+    into: Mapping[str, Tensor] | None = None,
+    operators: Sequence[MergeOperator] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of the merged model, in the order of `space.tensors`.
 
@@ -60,12 +73,16 @@ def materialize(
         device: Where to compute; the results stay there.
         out_dtype: Dtype of float tensors; None keeps the donor's.
         names: Yield only these tensors; None for all.
+        into: Tensor name -> contiguous tensor that its result may be written to, such as a
+            resident model's parameter. Used where dtype, shape and device fit and the merge
+            method can; the yielded tensor is then this one.
+        operators: From `build_operators`, when at hand.
 
     Raises:
         ConfigError: The recipe does not fit the space; see `build_operators`.
         EvaluationError: A merged tensor holds NaN or infinity.
     """
-    operators = build_operators(recipe, space)
+    operators = operators or build_operators(recipe, space)
     _check_names(names, space)
     cls = merge_operators.get(recipe.operator)
     job = _Job(
@@ -77,6 +94,8 @@ def materialize(
         torch.device(device),
         bool(getattr(cls, "needs_gram", False)),
         count_layers(tensor.spec.name for tensor in space.tensors),
+        bool(getattr(cls, "needs_factors", False)),
+        into or {},
     )
     merged = [tensor.spec.name for tensor in space.merged]
     rows: tuple[int, ...] = ()
@@ -95,9 +114,30 @@ class _Job:
     device: torch.device
     needs_gram: bool
     n_layers: int
+    needs_factors: bool
+    into: Mapping[str, Tensor]
+    finite: FiniteResults = field(default_factory=FiniteResults)
+
+    def target(self, tensor: SpaceTensor, dtype: torch.dtype) -> Tensor | None:
+        """Return where a tensor may be written, if there is such a place and it fits."""
+        place = self.into.get(tensor.spec.name)
+        fits = (
+            place is not None
+            and place.dtype == dtype
+            and tuple(place.shape) == tensor.spec.shape
+            and place.device == self.device
+            and place.is_contiguous()
+        )
+        return place if fits else None
 
     def inputs(
-        self, name: str, out_dtype: torch.dtype, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        out_dtype: torch.dtype,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        into: Tensor | None = None,
     ) -> TensorInputs:
         """Return one tensor in every source, whole, or elements [start, stop) of it."""
         base = self.roles.base
@@ -125,7 +165,25 @@ class _Job:
             exact_deltas=() if base is None else tuple(exact(source) for source in experts),
             pooled_gram=self._pooled_gram(name),
             n_layers=self.n_layers,
+            factors=self._factors(name) if stop is None else (),
+            quantiles=self._per_expert(self.derived.quantiles, name, stop),
+            rank_codes=self._per_expert(self.derived.rank_codes, name, stop),
+            into=into,
+            finite=self.finite,
         )
+
+    def _per_expert(
+        self, find: Callable[[str, str], _T | None], name: str, stop: int | None
+    ) -> Callable[[int], _T | None]:
+        """Return expert index -> what is prepared for a whole tensor, None for a slice."""
+        is_whole = stop is None and self.roles.base is not None
+        return lambda expert: find(self.roles.experts[expert], name) if is_whole else None
+
+    def _factors(self, name: str) -> tuple[LowRank | None, ...]:
+        if not self.needs_factors or self.roles.base is None:
+            return ()
+        found = (read_factors(self.sources[source], name) for source in self.roles.experts)
+        return tuple(None if part is None else part.to(self.device) for part in found)
 
     def _gram(self, name: str) -> FloatArray | None:
         if not self.needs_gram:
@@ -143,20 +201,20 @@ class _Job:
 
         return pooled
 
-    def _threshold(self) -> Callable[[int, float], float]:
+    def _threshold(self) -> GlobalThreshold:
         thresholds, experts = self.derived.thresholds, self.roles.experts
 
-        def threshold(expert: int, density: float) -> float:
+        def threshold(expert: int, density: float, exact: bool) -> float:
             if thresholds is None:
                 raise ConfigError("this merge was prepared without global thresholds")
-            return thresholds.threshold(experts[expert], density)
+            return thresholds.threshold(experts[expert], density, exact=exact)
 
         return threshold
 
 
 def _stream(
     job: _Job,
-    operators: list[MergeOperator],
+    operators: Sequence[MergeOperator],
     row_of: Mapping[str, int],
     out_dtype: torch.dtype | None,
     names: Collection[str] | None,
@@ -172,39 +230,51 @@ def _stream(
             yield name, copied.to(out_dtype) if is_cast else copied
             continue
         dtype = DTYPES[tensor.spec.dtype] if out_dtype is None else out_dtype
+        job.finite.clear()
         if job.recipe.breaks is None:
-            merged = operators[row_of[name]].merge(job.inputs(name, dtype))
+            inputs = job.inputs(name, dtype, into=job.target(tensor, dtype))
+            merged = operators[row_of[name]].merge(inputs)
         else:
             merged = _merge_segments(job, operators, tensor, dtype)
-        _check_merged(tensor, merged, dtype)
+        _check_merged(tensor, merged, dtype, job.finite)
         yield name, merged
 
 
 def _merge_segments(
-    job: _Job, operators: list[MergeOperator], tensor: SpaceTensor, dtype: torch.dtype
+    job: _Job, operators: Sequence[MergeOperator], tensor: SpaceTensor, dtype: torch.dtype
 ) -> Tensor:
     """Return one tensor whose stretches belong to different segments."""
     assert job.recipe.breaks is not None
-    name, n_elements = tensor.spec.name, tensor.spec.n_elements
-    breaks = job.recipe.breaks - tensor.offset
-    first = int(np.searchsorted(breaks, 0, side="right")) - 1
-    last = int(np.searchsorted(breaks, n_elements, side="left"))
-    if last == first + 1:
-        return operators[first].merge(job.inputs(name, dtype))
-    parts = []
-    for segment in range(first, last):
-        start, stop = max(int(breaks[segment]), 0), min(int(breaks[segment + 1]), n_elements)
-        parts.append(operators[segment].merge(job.inputs(name, dtype, start, stop)))
-    return torch.cat(parts).reshape(tensor.spec.shape)
+    name = tensor.spec.name
+    stretches = segments_of(tensor, job.recipe.breaks)
+    out = job.target(tensor, dtype)
+    if len(stretches) == 1:
+        return operators[stretches[0][0]].merge(job.inputs(name, dtype, into=out))
+    if out is None:
+        out = torch.empty(tensor.spec.shape, dtype=dtype, device=job.device)
+    are_finite = True
+    for segment, start, stop in stretches:
+        into = out.view(-1)[start:stop]
+        part = operators[segment].merge(job.inputs(name, dtype, start, stop, into=into))
+        if part.data_ptr() != into.data_ptr():
+            into.copy_(part)
+        are_finite &= part in job.finite
+    if are_finite:
+        job.finite.add(out)
+    return out
 
 
-def _check_merged(tensor: SpaceTensor, merged: Tensor, dtype: torch.dtype) -> None:
+def _check_merged(
+    tensor: SpaceTensor, merged: Tensor, dtype: torch.dtype, finite: FiniteResults
+) -> None:
     name = tensor.spec.name
     if tuple(merged.shape) != tensor.spec.shape or merged.dtype != dtype:
         raise EvaluationError(
             f"{name}: the operator returned {tuple(merged.shape)} {merged.dtype}, expected "
             f"{tensor.spec.shape} {dtype}"
         )
+    if merged in finite:
+        return
     # The sum of a tensor with a NaN or infinity is not finite; it is ten times faster to get than
     # `isfinite` of every element, which is only asked when the sum itself may have overflowed.
     total = merged.sum(dtype=torch.promote_types(torch.float32, dtype))

@@ -126,6 +126,9 @@ def _config(
 ) -> dict[str, Any]:
     if recipe.grouping == SEGMENTS:
         raise _NotSayableError("the recipe changes weights inside tensors (split points)")
+    made = next((source for source in recipe.sources if source not in model_refs), None)
+    if made is not None:
+        raise _NotSayableError(f"{made!r} is computed by a transform, not a model that it can open")
     operators = build_operators(recipe, space)
     if len(space.merged) < len(space.tensors) and any(map(_rescales, operators)):
         raise _NotSayableError("mergekit would scale the tensors that are equal in all models")

@@ -8,7 +8,7 @@ time. Fields annotated with `Gene` can be searched; the others are settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -18,7 +18,10 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import ConfigError
+from evomerge.merging.fused import weighted_sum
+from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
+from evomerge.merging.quantiles import QuantileTable, kth_magnitude, n_kept, snapped
 from evomerge.registry import Registry
 from evomerge.seeding import derive
 
@@ -40,7 +43,8 @@ class MergeOperator(Protocol):
         sliceable: `merge` gives the same elements on any slice of a tensor, so that
             recipes in segments can use it.
         needs_gram: `tensors.gram` is filled in.
-        needs_thresholds: `tensors.global_threshold` may be called.
+        needs_thresholds: `tensors.threshold` may be called; tables for it are prepared.
+        needs_ranks: `tensors.rank_codes` are prepared.
     """
 
     needs_base: ClassVar[bool]
@@ -49,6 +53,7 @@ class MergeOperator(Protocol):
     sliceable: ClassVar[bool]
     needs_gram: ClassVar[bool]
     needs_thresholds: ClassVar[bool]
+    needs_ranks: ClassVar[bool]
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor, same shape, in `tensors.out_dtype`."""
@@ -64,15 +69,16 @@ class OperatorDefaults:
     sliceable: ClassVar[bool] = False
     needs_gram: ClassVar[bool] = False
     needs_thresholds: ClassVar[bool] = False
+    needs_ranks: ClassVar[bool] = False
+    needs_factors: ClassVar[bool] = False  # `tensors.factors` is filled in
 
-
-# Elements per pass of `weighted_sum` on a CPU.
-_CPU_PASS = 1 << 17
 
 Op = TypeVar("Op", bound=type[Any])
 
-# (expert index, density) -> magnitude below which an element is trimmed, over all merged tensors
-GlobalThreshold = Callable[[int, float], float]
+# (expert index, density, exact) -> magnitude below which an element is trimmed, over all merged
+# tensors; not exact: the lower edge of a histogram's bin, 2**-15 below it at most
+GlobalThreshold = Callable[[int, float, bool], float]
+Scope = Literal["tensor", "global"]
 
 # Which tensors a pooled Gram matrix is summed over: those of this tensor's layer (for one outside
 # the layers: of its side of them), or all that are merged.
@@ -80,12 +86,35 @@ Pool = Literal["layer", "model"]
 PooledGram = Callable[[Pool], FloatArray]
 
 
-def _no_thresholds(_expert: int, _density: float) -> float:
+def _no_thresholds(_expert: int, _density: float, _exact: bool) -> float:
     raise ConfigError("this merge was prepared without global thresholds")
+
+
+def _no_table(_expert: int) -> None:
+    return None
 
 
 def _no_pooled_gram(_pool: Pool) -> FloatArray:
     raise ConfigError("this merge was prepared without Gram matrices of the whole model")
+
+
+class FiniteResults:
+    """The tensors already known to hold neither NaN nor infinity."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._known: set[tuple[int, int]] = set()
+
+    def add(self, tensor: Tensor) -> None:
+        """Remember a tensor, by where its storage is."""
+        self._known.add((tensor.data_ptr(), tensor.numel()))
+
+    def clear(self) -> None:
+        """Forget them all, before their storage can be used again."""
+        self._known.clear()
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return (tensor.data_ptr(), tensor.numel()) in self._known
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +136,13 @@ class TensorInputs:
         exact_deltas: (E,) float32 task vectors that are known exactly (LoRA adapters), else None.
         pooled_gram: `gram` summed over a layer or the model; there when `gram` is.
         n_layers: Layers of the model, for methods that depend on the depth; 0 when not known.
+        factors: (E,) the exact task vectors as low-rank products, else None; () unless the
+            operator sets `needs_factors`, and for slices of a tensor.
+        quantiles: Expert index -> table of this tensor's magnitudes, None where none is prepared.
+        rank_codes: Expert index -> codes of `della.row_ranks`, None where none are prepared.
+        into: Where the result may be written, contiguous, of the result's shape and dtype; None
+            for a new tensor. Undefined content; an operator need not use it.
+        finite: Results that a kernel has found finite as it wrote them.
     """
 
     name: str
@@ -119,6 +155,11 @@ class TensorInputs:
     exact_deltas: tuple[Tensor | None, ...] = ()
     pooled_gram: PooledGram = _no_pooled_gram
     n_layers: int = 0
+    factors: tuple[LowRank | None, ...] = ()
+    quantiles: Callable[[int], QuantileTable | None] = _no_table
+    rank_codes: Callable[[int], Tensor | None] = _no_table
+    into: Tensor | None = None
+    finite: FiniteResults = field(default_factory=FiniteResults)
 
     @property
     def is_vector(self) -> bool:
@@ -146,11 +187,40 @@ class TensorInputs:
             for expert, delta in zip(self.experts, exact, strict=True)
         )
 
+    def threshold(
+        self, expert: int, density: float, *, scope: Scope = "tensor", exact: bool = False
+    ) -> float:
+        """Return the magnitude from which on `density` keeps elements of a task vector.
+
+        Args:
+            expert: Index of the expert.
+            density: Fraction kept, rounded down to whole elements, at least one.
+            scope: Over what it is counted: this tensor, or all merged ones.
+            exact: The magnitude of the smallest element kept. Otherwise the number kept is off
+                by at most n / 2**15 (`quantiles`; "global": by one bin of `thresholds`), and a
+                prepared table answers without reading the task vector.
+
+        Raises:
+            ConfigError: `scope` is "global" and the merge was prepared without.
+        """
+        if scope == "global":
+            return self.global_threshold(expert, density, exact)
+        n_elements = self.experts[expert].numel()
+        return self.kept_threshold(expert, n_kept(density, n_elements), exact=exact)
+
+    def kept_threshold(self, expert: int, count: int, *, exact: bool = False) -> float:
+        """Return the magnitude of this tensor's `count`-th largest element; see `threshold`."""
+        table = self.quantiles(expert)
+        if table is None:
+            delta = self.deltas[expert]
+            return kth_magnitude(delta, count if exact else snapped(count, delta.numel()))
+        return table.exactly_at(count, self.deltas[expert]) if exact else table.at(count)
+
     def weighted_sum(self, coefficients: Sequence[float] | FloatArray) -> Tensor:
         """Return sum_k coefficients[k] * sources[k], accumulated in float32, rounded once.
 
-        A source with coefficient 0 is not read, and a lone coefficient 1 returns that
-        source bit for bit.
+        A source with coefficient 0 is not read, and a lone coefficient 1 gives that source
+        bit for bit.
 
         Args:
             coefficients: (K,) one per source, the base first when there is one.
@@ -170,20 +240,27 @@ class TensorInputs:
                     weights[k] = 0.0
         terms = [(float(w), t) for w, t in zip(weights, self.sources, strict=True) if w != 0.0]
         terms += extra
-        if len(terms) == 1 and terms[0][0] == 1.0:
+        if len(terms) == 1 and terms[0][0] == 1.0 and self.into is None:
             return terms[0][1].to(self.out_dtype)
+        out = self.empty_result()
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            out.copy_(terms[0][1])
+        elif weighted_sum(terms, out):
+            self.finite.add(out)
+        return out
+
+    def empty_result(self) -> Tensor:
+        """Return the tensor that the result is to be written to, its content undefined."""
+        if self.into is not None:
+            return self.into
         like = self.experts[0]
-        flat = [(weight, tensor.reshape(-1)) for weight, tensor in terms]
-        out = torch.empty(like.numel(), dtype=self.out_dtype, device=like.device)
-        # Passes that fit the cache are about twice as fast; the elements do not depend on them.
-        step = _CPU_PASS if like.device.type == "cpu" else max(like.numel(), 1)
-        for start in range(0, like.numel(), step):
-            part = out[start : start + step]
-            total = torch.zeros(part.shape, dtype=torch.float32, device=like.device)
-            for weight, tensor in flat:
-                total.add_(tensor[start : start + step].float(), alpha=weight)
-            part.copy_(self.round(total))
-        return out.reshape(like.shape)
+        return torch.empty(like.shape, dtype=self.out_dtype, device=like.device)
+
+    @property
+    def known_deltas(self) -> tuple[Tensor, ...] | None:
+        """The (E,) task vectors when all are known exactly, else None."""
+        known = tuple(delta for delta in self.exact_deltas if delta is not None)
+        return known if known and len(known) == len(self.experts) else None
 
     def add_to_base(self, delta: Tensor) -> Tensor:
         """Return base + delta (float32), rounded once to the output dtype."""
@@ -204,5 +281,9 @@ class TensorInputs:
         the same on every device and for any chunking.
         """
         like = self.experts[expert]
-        key = derive(seed, "mask", self.source_keys[expert], self.name)
+        key = self.mask_key(expert, seed)
         return philox_uniform(key, like.numel(), device=like.device).reshape(like.shape)
+
+    def mask_key(self, expert: int, seed: int) -> int:
+        """Return the key of one expert's random stream for this tensor."""
+        return derive(seed, "mask", self.source_keys[expert], self.name)

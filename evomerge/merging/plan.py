@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from evomerge.core.arrays import FloatArray
+import numpy as np
+
+from evomerge.core.arrays import FloatArray, IntArray
 from evomerge.core.genes import gene_fields
 from evomerge.core.grouping import assign_groups
-from evomerge.core.model_space import ModelSpace
+from evomerge.core.model_space import ModelSpace, SpaceTensor
 from evomerge.core.recipe import SEGMENTS, Recipe
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import MergeOperator, merge_operators
@@ -146,6 +148,49 @@ def _build_one(cls: type, recipe: Recipe, row: int, label: str) -> MergeOperator
         where = "" if label == "all" else f"group {label!r}: "
         raise ConfigError(f"recipe: {where}{error}") from None
     return built
+
+
+def tensor_keys(
+    recipe: Recipe, space: ModelSpace, operators: Sequence[MergeOperator]
+) -> dict[str, object]:
+    """Return what each tensor of the merged model depends on, beside the sources themselves.
+
+    Two recipes over the same sources give a tensor the same value where its keys are equal, so a
+    resident model needs only the other tensors rebuilt.
+
+    Args:
+        recipe: What to compute.
+        space: The aligned models.
+        operators: From `build_operators`.
+    """
+    keys: dict[str, object] = {}
+    merged = space.merged
+    rows: tuple[int, ...] = ()
+    if recipe.breaks is None:
+        _, rows = assign_groups(recipe.grouping, [tensor.spec.name for tensor in merged])
+    row_of = {tensor.spec.name: row for tensor, row in zip(merged, rows, strict=False)}
+    for tensor in space.tensors:
+        name = tensor.spec.name
+        if tensor.action == "copy":
+            keys[name] = "copied"
+        elif recipe.breaks is None:
+            keys[name] = (recipe.sources, operators[row_of[name]])
+        else:
+            stretches = segments_of(tensor, recipe.breaks)
+            keys[name] = (recipe.sources, [(*rest, operators[row]) for row, *rest in stretches])
+    return keys
+
+
+def segments_of(tensor: SpaceTensor, breaks: IntArray) -> list[tuple[int, int, int]]:
+    """Return (segment, start, stop) of the stretches of a tensor's elements, in order."""
+    n_elements = tensor.spec.n_elements
+    inside = breaks - tensor.offset
+    first = int(np.searchsorted(inside, 0, side="right")) - 1
+    last = int(np.searchsorted(inside, n_elements, side="left"))
+    return [
+        (row, max(int(inside[row]), 0), min(int(inside[row + 1]), n_elements))
+        for row in range(first, last)
+    ]
 
 
 def plan_paths(recipe: Recipe, space: ModelSpace) -> dict[str, str]:

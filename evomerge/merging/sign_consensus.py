@@ -12,11 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evomerge.merging.sums import absolute_sum
-
-Vote = Literal["weighted", "unweighted"]
-Passes = Literal["weighted", "unweighted", "touched"]
-Divisor = Literal["mean", "weights", "signed_weights", "none"]
+from evomerge.merging.kept import Divisor, Passes, Vote, share
 
 
 def resolve_vote(sign: Literal["auto"] | Vote, compat: Literal["paper", "mergekit"]) -> Vote:
@@ -35,51 +31,16 @@ def resolve_divisor(
     return "mean" if compat == "paper" else "signed_weights"
 
 
-Rescale = Literal["inverse", "l1", "none"]
 Vectors = Literal["auto", "exempt", "include"]
 
 # Elements per pass: the E float64 slices of one pass should fit a CPU's cache.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 16, 1 << 24
 
 
-def n_kept(density: float, n_elements: int) -> int:
-    """Return how many of `n_elements` a density keeps: rounded down, but at least one."""
-    return min(max(int(density * n_elements), 1), n_elements)
-
-
-def magnitude_threshold(delta: Tensor, density: float) -> float:
-    """Return the magnitude of the smallest element that `density` keeps in this tensor."""
-    n_elements = delta.numel()
-    rank = n_elements - n_kept(density, n_elements) + 1
-    return float(torch.kthvalue(delta.abs().reshape(-1), rank).values)
-
-
 def trim(delta: Tensor, threshold: float) -> Tensor:
     """Return `delta` with every element of magnitude below `threshold` set to zero."""
     # A product, six times faster on a CPU than `torch.where` with a number.
     return delta * (delta.abs() >= threshold)
-
-
-def drop(delta: Tensor, uniform: Tensor, density: float | Tensor) -> Tensor:
-    """Return `delta` where `uniform` < `density`, else zero; the masks of two densities nest."""
-    return delta * (uniform < density)
-
-
-def rescale_kept(kept: Tensor, delta: Tensor, density: float, rescale: Rescale) -> Tensor:
-    """Return the kept elements scaled up for the ones that were dropped.
-
-    Args:
-        kept: `delta` with elements set to zero.
-        delta: The task vector before dropping.
-        density: Expected fraction kept.
-        rescale: "inverse" divides by the density, "l1" restores the sum of magnitudes.
-    """
-    if rescale == "none" or density <= 0.0:
-        return kept
-    if rescale == "inverse":
-        return kept / density
-    left = absolute_sum(kept)
-    return kept if left == 0.0 else kept * (absolute_sum(delta) / left)
 
 
 def elect_signs(deltas: Tensor, weights: Sequence[float], vote: Vote) -> Tensor:
@@ -144,7 +105,7 @@ def _combine_chunk(
     deltas: Tensor, weights: Sequence[float], vote: Passes | None, divisor: Divisor
 ) -> Tensor:
     total = torch.zeros(deltas.shape[1], dtype=torch.float32, device=deltas.device)
-    shares = [_share(weight, divisor) for weight in weights]
+    shares = [share(weight, divisor) for weight in weights]
     if vote is None:
         for delta, weight in zip(deltas, weights, strict=True):
             total.add_(delta, alpha=weight)
@@ -152,17 +113,12 @@ def _combine_chunk(
         return total if divisor == "none" or below_all == 0.0 else total / below_all
     below = torch.zeros_like(total)
     signs = None if vote == "touched" else elect_signs(deltas, weights, vote)
-    for delta, weight, share in zip(deltas, weights, shares, strict=True):
+    for delta, weight, part in zip(deltas, weights, shares, strict=True):
         direction = math.copysign(1.0, weight) if vote == "weighted" else 1.0
         agrees = delta != 0.0 if signs is None else delta * (signs * direction) > 0.0
         if vote == "weighted" and weight == 0.0:
             continue
         total.add_(delta * agrees, alpha=weight)
         if divisor != "none":
-            below.add_(agrees, alpha=share)
+            below.add_(agrees, alpha=part)
     return total if divisor == "none" else total / below.add_(below == 0.0)
-
-
-def _share(weight: float, divisor: Divisor) -> float:
-    """Return what one agreeing expert adds to the divisor."""
-    return {"mean": 1.0, "weights": abs(weight), "signed_weights": weight, "none": 0.0}[divisor]

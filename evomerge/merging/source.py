@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 from torch import Tensor
@@ -34,3 +35,13 @@ class TensorSource(Protocol):
     def exact_delta(self, name: str) -> Tensor | None:
         """Return the float32 task vector when it is known exactly (a LoRA product), else None."""
         ...
+
+
+def content_key(source: TensorSource) -> str:
+    """Return 32 hex digits over all that a source's tensors depend on, names included.
+
+    Unlike `digest` it differs between one model read under two sets of names.
+    """
+    digests = sorted(source.header().digests.items())
+    text = "\n".join((source.digest, *(f"{name}={digest}" for name, digest in digests)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,7 +1,7 @@
 """Methods that thin out every task vector on its own, then add what is left or vote on it.
 
-DARE, DELLA and Model Breadcrumbs differ only in which elements they keep: each says so in
-`sparsified`, and takes its `merge` from `AddSparsified` or `VoteSparsified`.
+DARE, DELLA and Model Breadcrumbs differ only in which elements they keep: each says so in `keep`,
+and takes its `merge` from `AddSparsified` or `VoteSparsified`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.kept import Divisor, Keep, Vote, merge_kept
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import (
-    Divisor,
-    Vectors,
-    Vote,
-    combine,
-    resolve_divisor,
-    resolve_vote,
-)
+from evomerge.merging.sign_consensus import Vectors, resolve_divisor, resolve_vote
 from evomerge.merging.weights import normalized, over_base
 
 
@@ -66,14 +60,15 @@ class Sparsified(OperatorDefaults):
         return self.density >= 1.0 or self.fallback(tuple(tensors.experts[0].shape)) is not None
 
     @abstractmethod
-    def sparsified(self, tensors: TensorInputs, expert: int) -> Tensor:
-        """Return one float32 task vector, thinned out and rescaled."""
+    def keep(self, tensors: TensorInputs, expert: int) -> Keep:
+        """Return what stays of one task vector, and its factor."""
 
-    def thinned(self, tensors: TensorInputs) -> tuple[Tensor, ...]:
-        """Return (E,) float32 task vectors, whole where the tensor is."""
+    def keeps(self, tensors: TensorInputs) -> list[Keep]:
+        """Return (E,) what stays of the task vectors: everything where the tensor is whole."""
+        n_experts = len(tensors.experts)
         if self.is_whole(tensors):
-            return tensors.deltas
-        return tuple(self.sparsified(tensors, k) for k in range(len(tensors.experts)))
+            return [Keep()] * n_experts
+        return [self.keep(tensors, k) for k in range(n_experts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +104,7 @@ class AddSparsified(Sparsified):
         scales = self.scales()
         if self.is_whole(tensors) or not any(scales):
             return tensors.weighted_sum(over_base(scales))
-        return tensors.add_to_base(
-            combine(self.thinned(tensors), scales, vote=None, divisor="none")
-        )
+        return merge_kept(tensors, self.keeps(tensors), scales, vote=None, divisor="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +146,11 @@ class VoteSparsified(Sparsified):
             return tensors.weighted_sum(over_base([self.lambda_ * w for w in self.weights]))
         if self.is_whole(tensors) and len(self.weights) == 1 and divisor in ("none", "mean"):
             return tensors.weighted_sum(over_base([self.lambda_ * self.weights[0]]))
-        merged = combine(
-            self.thinned(tensors),
+        return merge_kept(
+            tensors,
+            self.keeps(tensors),
             self.weights,
             vote=None if exempt else self.resolved_sign,
             divisor=divisor,
+            scale=self.lambda_,
         )
-        return tensors.add_to_base(merged.mul_(self.lambda_))

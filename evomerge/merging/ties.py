@@ -8,19 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.kept import Divisor, Keep, Vote, merge_kept, rescaled
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import (
-    Divisor,
-    Vectors,
-    Vote,
-    combine,
-    magnitude_threshold,
-    rescale_kept,
-    resolve_divisor,
-    resolve_vote,
-    trim,
-)
+from evomerge.merging.sign_consensus import Vectors, resolve_divisor, resolve_vote
 from evomerge.merging.weights import over_base
 
 
@@ -109,16 +100,16 @@ class Ties(OperatorDefaults):
         is_exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
         if len(self.weights) == 1 and (is_exempt or self.density >= 1.0):
             return tensors.weighted_sum(over_base([self.lambda_ * self._lone_weight()]))
-        deltas = tensors.deltas
-        if not is_exempt and self.density < 1.0:
-            deltas = tuple(self._trimmed(tensors, k, delta) for k, delta in enumerate(deltas))
-        merged = combine(
-            deltas,
+        trims = not is_exempt and self.density < 1.0
+        keeps = [self._keep(tensors, k) if trims else Keep() for k in range(len(self.weights))]
+        return merge_kept(
+            tensors,
+            keeps,
             self.weights,
             vote=None if is_exempt else self.resolved_sign,
             divisor=self.resolved_divisor,
+            scale=self.lambda_,
         )
-        return tensors.add_to_base(merged.mul_(self.lambda_))
 
     def _lone_weight(self) -> float:
         """Return what a single expert's task vector is multiplied by; it agrees with itself."""
@@ -126,9 +117,8 @@ class Ties(OperatorDefaults):
         below = {"weights": abs(weight), "signed_weights": weight}
         return weight / below.get(self.resolved_divisor, 1.0)
 
-    def _trimmed(self, tensors: TensorInputs, expert: int, delta: Tensor) -> Tensor:
-        if self.resolved_threshold == "global":
-            threshold = tensors.global_threshold(expert, self.density)
-        else:
-            threshold = magnitude_threshold(delta, self.density)
-        return rescale_kept(trim(delta, threshold), delta, self.density, self.rescale)
+    def _keep(self, tensors: TensorInputs, expert: int) -> Keep:
+        threshold = tensors.threshold(
+            expert, self.density, scope=self.resolved_threshold, exact=self.compat == "mergekit"
+        )
+        return rescaled(Keep(low=threshold), tensors, expert, self.rescale)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.tensor_names import place
+from evomerge.merging.low_rank import LowRank
 from evomerge.registry import Registry
 
 delta_transforms = Registry("delta transform", "evomerge.delta_transforms")
@@ -42,12 +43,15 @@ class DeltaInputs:
         base: The base's tensor, float32.
         deltas: (E,) task vectors, float32, the shape of `base`.
         n_layers: Layers of the model; 0 when not known.
+        factors: (E,) the task vectors as low-rank products where they are known, else None; ()
+            when none is.
     """
 
     name: str
     base: Tensor
     deltas: tuple[Tensor, ...]
     n_layers: int = 0
+    factors: tuple[LowRank | None, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,12 +64,14 @@ class DeltaTransform(Protocol):
 
     Class attributes:
         outputs: See `Outputs`.
+        extra_outputs: Names of further virtual sources, after those; part of the merge, too.
         version: Raise it when the numbers change: it is part of the cache's key.
         is_ordered: The order of the experts matters.
         needs_survey: `survey` is called first.
     """
 
     outputs: ClassVar[Outputs]
+    extra_outputs: ClassVar[tuple[str, ...]]
     version: ClassVar[int]
     is_ordered: ClassVar[bool]
     needs_survey: ClassVar[bool]
@@ -90,6 +96,7 @@ class TransformDefaults:
     """Class attributes and fallback of an ordinary transform; override what differs."""
 
     outputs: ClassVar[Outputs] = "merged"
+    extra_outputs: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
     is_ordered: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False

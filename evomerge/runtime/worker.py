@@ -23,6 +23,7 @@ from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import materialize
+from evomerge.merging.plan import build_operators, tensor_keys
 from evomerge.merging.source import TensorSource
 from evomerge.merging.weights_digest import WeightsDigest
 from evomerge.runtime.placement import release_memory
@@ -70,6 +71,9 @@ class Worker:
         self._evaluators = dict(sorted(evaluators.items()))
         self._device = device
         self.name = name
+        self._digest = WeightsDigest()
+        # Of each resident model: tensor -> key of the value it holds.
+        self._resident: list[dict[str, object]] = [{} for _ in self._subjects]
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Merge, install, score; a failure becomes an evaluation with an error.
@@ -103,19 +107,35 @@ class Worker:
         return Outcome(evaluation, seconds, self.name, 1, detail, is_transient)
 
     def install(self, recipe: Recipe) -> str:
-        """Merge `recipe` into the resident models; return the digest of the merged tensors."""
-        digest = WeightsDigest()
+        """Merge `recipe` into the resident models; return the digest of the merged tensors.
+
+        Only tensors that differ from what the models hold are merged, always from the sources:
+        editing an earlier result would add up rounding errors.
+        """
+        operators = build_operators(recipe, self._inputs.space)
+        keys = tensor_keys(recipe, self._inputs.space, operators)
         for position, subject in enumerate(self._subjects):
+            resident = self._resident[position]
+            changed = {name for name, key in keys.items() if resident.get(name) != key}
+            complete = subject.complete(changed)
+            changed = set(keys) if complete is None else complete & set(keys)
+            for name in changed:
+                resident.pop(name, None)
             stream = materialize(
                 recipe,
                 self._inputs.space,
                 self._inputs.sources,
                 self._inputs.derived,
                 device=self._device,
+                names=changed,
+                into=subject.destinations(),
+                operators=operators,
             )
-            # Models of several classes share the weights; the digest is that of the first pass.
-            subject.install(_digested(stream, digest) if position == 0 else stream)
-        return digest.hexdigest()
+            # Models of several classes share the weights; the digest is that of the first.
+            stream = _digested(stream, self._digest) if position == 0 else stream
+            subject.install(stream, unchanged=keys.keys() - changed)
+            resident.update((name, keys[name]) for name in changed)
+        return self._digest.hexdigest()
 
     def score(self) -> dict[str, ScoreArray]:
         """Return every task's per-example scores of the installed model."""

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evomerge.errors import SourceError
+from evomerge.storage.untrusted_files import contained_file, read_json_object
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
 
 _Value = TypeVar("_Value", int, float)
 
@@ -115,6 +119,27 @@ def parse_lora_config(raw: Mapping[str, Any], path: Path) -> LoraConfig:
         keeps_tying=bool(raw.get("ensure_weight_tying")),
         path=path,
     )
+
+
+def adapter_base_name(folder: Path) -> str:
+    """Return `base_model_name_or_path` of an adapter folder, "" when it is not recorded.
+
+    Raises:
+        SourceError: adapter_config.json is missing or malformed.
+    """
+    raw = read_json_object(contained_file(folder, ADAPTER_CONFIG_FILE))
+    return str(raw.get("base_model_name_or_path") or "")
+
+
+def no_adapter(path: Path) -> str:
+    """Return why a folder without adapter weights is refused."""
+    pickled = path / "adapter_model.bin"
+    if pickled.exists():
+        return (
+            f"{pickled}: pickled weights can run code when loaded. Load the adapter with PEFT "
+            "where you trust it and call save_pretrained, which writes safetensors."
+        )
+    return f"{path}: has no {ADAPTER_FILE}. Point at the folder that PEFT's save_pretrained wrote."
 
 
 def _by_pattern(patterns: Mapping[str, _Value], module: str, default: _Value) -> _Value:

@@ -22,13 +22,17 @@ from torch import Tensor
 
 from evomerge.core.model_space import SourceHeader, TensorSpec
 from evomerge.errors import SourceError, nearest
-from evomerge.storage.lora_config import LoraConfig, parse_lora_config
+from evomerge.storage.lora_config import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    LoraConfig,
+    no_adapter,
+    parse_lora_config,
+)
 from evomerge.storage.model_folder import ModelFolder, combined_digest
 from evomerge.storage.safetensors_file import SafetensorsFile
 from evomerge.storage.untrusted_files import contained_file, read_json_object
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<side>[AB])(?:\.default)?\.weight"
@@ -45,16 +49,6 @@ class _Product:
     b: str
     scale: float
     is_transposed: bool
-
-
-def adapter_base_name(folder: Path) -> str:
-    """Return `base_model_name_or_path` of an adapter folder, "" when it is not recorded.
-
-    Raises:
-        SourceError: adapter_config.json is missing or malformed.
-    """
-    raw = read_json_object(contained_file(folder, ADAPTER_CONFIG_FILE))
-    return str(raw.get("base_model_name_or_path") or "")
 
 
 class LoraSource:
@@ -88,7 +82,7 @@ class LoraSource:
         self.base = base
         self._knows_delta = knows_delta
         if not (path / ADAPTER_FILE).exists():
-            raise SourceError(_no_adapter(path))
+            raise SourceError(no_adapter(path))
         config_path = path / ADAPTER_CONFIG_FILE
         raw = read_json_object(contained_file(path, ADAPTER_CONFIG_FILE))
         self._config = parse_lora_config(raw, config_path)
@@ -229,16 +223,35 @@ class LoraSource:
         Raises:
             SourceError: There is no such tensor.
         """
+        stored = self._known(name)
+        return None if stored is None else self._delta(stored)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor, bool] | None:
+        """Return A (r, n), scale * B (m, r), and whether `exact_delta` is (B @ A).T; None like it.
+
+        Raises:
+            SourceError: There is no such tensor.
+        """
+        stored = self._known(name)
+        if stored is None:
+            return None
+        a, b = self._pair(stored)
+        return a, b * self._products[stored].scale, self._products[stored].is_transposed
+
+    def _known(self, name: str) -> str | None:
         stored = self._stored_name(name)
         is_known = self._knows_delta and stored in self._products and stored not in self._replaced
-        return self._delta(stored) if is_known else None
+        return stored if is_known else None
+
+    def _pair(self, name: str) -> tuple[Tensor, Tensor]:
+        names = self._products[name]
+        a, b = (self._file.read(factor).float().flatten(1) for factor in (names.a, names.b))
+        return a, b
 
     def _delta(self, name: str) -> Tensor:
-        product = self._products[name]
-        a = self._file.read(product.a).float().flatten(1)
-        b = self._file.read(product.b).float().flatten(1)
-        delta = torch.matmul(b, a).mul_(product.scale)
-        if product.is_transposed:
+        a, b = self._pair(name)
+        delta = torch.matmul(b, a).mul_(self._products[name].scale)
+        if self._products[name].is_transposed:
             delta = delta.T.contiguous()
         return delta.reshape(self._specs[name].shape)
 
@@ -384,13 +397,3 @@ class LoraSource:
             dtype = "F32" if name in self._products else stored.dtype
             specs[name] = TensorSpec(name, dtype, stored.shape)
         return specs
-
-
-def _no_adapter(path: Path) -> str:
-    pickled = path / "adapter_model.bin"
-    if pickled.exists():
-        return (
-            f"{pickled}: pickled weights can run code when loaded. Load the adapter with PEFT "
-            "where you trust it and call save_pretrained, which writes safetensors."
-        )
-    return f"{path}: has no {ADAPTER_FILE}. Point at the folder that PEFT's save_pretrained wrote."

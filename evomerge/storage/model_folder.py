@@ -167,6 +167,10 @@ class ModelFolder:
         """Return None: a full checkpoint knows no task vector."""
         del name
 
+    def factors(self, name: str) -> None:
+        """Return None: a full checkpoint knows no low-rank product."""
+        del name
+
     def _stored_name(self, name: str) -> str:
         if name in self.specs:
             return name

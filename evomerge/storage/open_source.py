@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.errors import SourceError
-from evomerge.storage.lora_source import ADAPTER_CONFIG_FILE, LoraSource, adapter_base_name
+from evomerge.storage.lora_config import ADAPTER_CONFIG_FILE, adapter_base_name
+from evomerge.storage.lora_source import LoraSource
 from evomerge.storage.model_folder import INDEX_FILE, SINGLE_FILE, ModelFolder
 
 

@@ -77,6 +77,10 @@ class Renamed:
         """Return the source's exact task vector, None when it knows none."""
         return self._source.exact_delta(self._stored(name))
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor, bool] | None:
+        """Return the factors of the exact task vector, None when it knows none."""
+        return self._source.factors(self._stored(name))
+
     def _shown(self, name: str) -> str:
         return self._new.get(name, name)
 

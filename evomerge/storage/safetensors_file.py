@@ -138,6 +138,14 @@ class SafetensorsFile:
             return torch.frombuffer(copied, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=stop - start, offset=offset)
 
+    def offset(self, name: str) -> int:
+        """Return where in the file the first byte of tensor `name` is.
+
+        Raises:
+            SourceError: There is no such tensor.
+        """
+        return self._start + self._begins[self._spec(name).name]
+
     def digest(self, name: str) -> str:
         """Return the content digest of one tensor, reading it in chunks.
 

@@ -34,3 +34,7 @@ class SourceLike(Protocol):
     def exact_delta(self, name: str) -> Tensor | None:
         """See `TensorSource`."""
         ...
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor, bool] | None:
+        """Return A (r, n), B (m, r) with the scale and whether B @ A is transposed, or None."""
+        ...

@@ -24,6 +24,33 @@ _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _PT: Mapping[str, str] = MappingProxyType({"format": "pt"})
 
 
+def encode_header(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """Return the first bytes of a safetensors file, and the order of the tensors behind them."""
+    # Widest dtype first keeps every tensor aligned without padding.
+    names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, names
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a CPU tensor, a view where it is contiguous."""
+    flat = tensor.reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
 class ShardedWriter:
     """Writes `model.safetensors`, or shards and their index, as tensors arrive.
 
@@ -152,27 +179,11 @@ class ShardedWriter:
     def _flush(self) -> None:
         """Write the pending tensors as one shard under a temporary name."""
         partial = self._folder / f"model-{len(self._shards) + 1:05d}.safetensors.partial"
-        # Widest dtype first keeps every tensor aligned without padding.
-        names = sorted(self._pending, key=lambda n: (-self._pending[n].dtype.itemsize, n))
-        header: dict[str, object] = {"__metadata__": self._metadata} if self._metadata else {}
-        offset = 0
-        for name in names:
-            tensor = self._pending[name]
-            header[name] = {
-                "dtype": _DTYPE_NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [offset, offset + tensor.nbytes],
-            }
-            offset += tensor.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        header, names = encode_header(self._pending, self._metadata)
         with partial.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
+            file.write(header)
             for name in names:
-                flat = self._pending[name].reshape(-1)
-                if flat.numel():
-                    file.write(flat.view(torch.uint8).numpy().data)
+                file.write(raw_bytes(self._pending[name]))
             file.flush()
             os.fsync(file.fileno())
         self._shards.append((partial, names))

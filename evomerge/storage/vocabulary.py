@@ -213,6 +213,10 @@ class VocabularyMapped:
         """Return the source's exact task vector; None for mapped tensors."""
         return None if self._mapped_name(name) is not None else self._source.exact_delta(name)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor, bool] | None:
+        """Return the factors of the exact task vector; None for mapped tensors."""
+        return None if self._mapped_name(name) is not None else self._source.factors(name)
+
     def _mapped_name(self, name: str) -> str | None:
         if name in self._plan:
             return name

@@ -10,6 +10,7 @@ from evomerge.config.build import build_objectives, needs_span
 from evomerge.config.construct import construct
 from evomerge.config.merge_space import build_space
 from evomerge.config.schema import load_config
+from evomerge.config.transforms import resolve_transforms
 from evomerge.core.model_space import SourceHeader, TensorSpec, align
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.quickstart.run import config_text
@@ -37,7 +38,9 @@ def stand_in(config):
 
 
 def test_there_are_examples():
-    assert {"digits", "llm_two_experts", "ray_cluster"} <= {path.stem for path in FILES}
+    assert {"digits", "llm_two_experts", "llm_transforms", "ray_cluster"} <= {
+        path.stem for path in FILES
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -51,6 +54,9 @@ def test_an_example_builds_everything_it_names(path):
             assert body != task.evaluator
             construct(evaluators, body, "held_out", path.parent)
     assert build_objectives(config).names
+    models = [m.model_copy(update={"name": m.name or Path(m.model).name}) for m in config.models]
+    resolved = resolve_transforms(config.transforms, config.base_model, models, path.parent)
+    assert len(resolved) == len(config.transforms)
     model = stand_in(config)
     space, _ = build_space(config.merge, model, founders=config.search.founders, span=None)
     assert needs_span(config) or space.dimension > 0

@@ -148,11 +148,9 @@ def test_epsilon_is_cut_where_mergekit_stops_with_an_error():
     for density in (0.02, 0.98):
         merged = Della(weights=(1.0, 1.0), density=density, epsilon=0.3).merge(inputs)
         assert torch.isfinite(merged).all()
-        probabilities = Della(weights=(1.0,), density=density, epsilon=0.3).probabilities(
-            inputs.deltas[0]
-        )
-        assert float(probabilities.min()) >= 0.1 * density - 1e-6
-        assert float(probabilities.max()) <= 1.0
+        keep = Della(weights=(1.0, 1.0), density=density, epsilon=0.3).keep(inputs, 0)
+        assert keep.density - keep.spread / 2 >= 0.1 * density - 1e-6
+        assert keep.density + keep.spread / 2 <= 1.0
 
 
 def test_mergekit_rescales_by_one_factor_and_the_paper_by_each_probability():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from evomerge.core.recipe import Recipe
 from evomerge.merging.materialize import materialize
-from evomerge.merging.sign_consensus import magnitude_threshold
+from evomerge.merging.quantiles import magnitude_threshold
 from tests.merging.memory_source import MemorySource, space_of
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -164,7 +164,7 @@ def is_undecided(sources, key, density, weights):
     deltas = [s.tensors[key].float() - base for name, s in sources.items() if name != "base"]
     found = torch.zeros(base.shape, dtype=torch.bool)
     for delta in deltas:
-        found |= delta.abs() == magnitude_threshold(delta, density)
+        found |= delta.abs() == magnitude_threshold(delta, density, exact=True)
     votes = torch.stack([w * delta for w, delta in zip(weights, deltas, strict=True)])
     return found | (votes.sum(0).abs() <= 2.0**-7 * votes.abs().sum(0))
 

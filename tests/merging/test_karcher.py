@@ -146,6 +146,26 @@ def test_mergekit_mode_leaves_out_what_is_shorter_than_tol():
     assert float(theirs[1]) == 0.0
 
 
+def test_weights_move_the_mean_where_mergekits_are_all_equal():
+    angle = math.radians(80.0)
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])
+    for weight in (0.2, 0.5, 0.9):
+        merged = Karcher(weights=(1.0 - weight, weight)).merge(inputs_of(None, [a, b]))
+        found = math.degrees(math.atan2(merged[1], merged[0]))
+        assert found == pytest.approx(80.0 * weight, abs=1e-4)
+
+
+def test_cosines_of_bf16_tensors_are_float64():
+    """mergekit multiplies in bf16, where fine-tunes of one base all have cosine 1."""
+    _, experts = random_tensors((60, 60), 3, dtype=torch.bfloat16, scale=0.02)
+    wide = inputs_of(None, [expert.float() for expert in experts])
+    narrow = inputs_of(None, experts, out_dtype=torch.float32)
+    operator = Karcher(weights=(1.0, 2.0, 4.0))
+    assert torch.equal(operator.merge(narrow), operator.merge(wide))
+    mean = sum(w * e.double() for w, e in zip((1, 2, 4), experts, strict=True)) / 7.0
+    assert float(operator.merge(narrow).double().norm()) > float(mean.norm()) * (1 + 1e-5)
+
+
 def test_fewer_steps_stop_earlier():
     base, experts = random_tensors((4, 4), 3)
     inputs = inputs_of(base, experts)

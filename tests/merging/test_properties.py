@@ -35,7 +35,7 @@ def error_of(got, expected, inputs):
 
 
 def sort_threshold(inputs):
-    def threshold(expert, density):
+    def threshold(expert, density, exact):
         values = inputs.deltas[expert].abs().reshape(-1).sort(descending=True).values
         return float(values[max(int(density * len(values)), 1) - 1])
 

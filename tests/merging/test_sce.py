@@ -116,3 +116,13 @@ def test_vectors_are_weighted_without_a_vote():
     assert operator.fallback((50,))
     assert relative_error(operator.merge(inputs), oracle(inputs, select=0.1)) < 1e-6
     assert Sce(compat="mergekit").fallback((50,)) is None
+
+
+def test_the_release_of_fuseai_selects_for_the_weights_only():
+    base, experts = random_tensors((20, 20), 3)
+    inputs = inputs_of(base, experts)
+    changed = {
+        scope: int((Sce(select=0.1, select_scope=scope).merge(inputs) != base).sum())
+        for scope in ("deltas", "weights")
+    }
+    assert changed == {"deltas": 40, "weights": 400}

@@ -1,13 +1,10 @@
 import pytest
 import torch
 
+from evomerge.merging.quantiles import magnitude_threshold, n_kept
 from evomerge.merging.sign_consensus import (
     combine,
-    drop,
     elect_signs,
-    magnitude_threshold,
-    n_kept,
-    rescale_kept,
     trim,
 )
 
@@ -86,20 +83,3 @@ def test_touched_elements_count_whatever_their_sign():
     assert mean.tolist() == [2.0, 1.0, 0.0]
     weighted = combine(deltas, (0.5, 1.0), vote="touched", divisor="weights")
     assert weighted.tolist() == [2.0, 0.0, 0.0]
-
-
-def test_masks_of_two_densities_nest():
-    delta, uniform = torch.ones(1000), torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    small, large = drop(delta, uniform, 0.3), drop(delta, uniform, 0.6)
-    assert ((small != 0) <= (large != 0)).all()
-
-
-def test_rescaling_restores_what_it_says():
-    delta = torch.tensor([1.0, -2.0, 3.0, 4.0])
-    kept = torch.tensor([1.0, 0.0, 3.0, 0.0])
-    assert rescale_kept(kept, delta, 0.5, "inverse").tolist() == [2.0, 0.0, 6.0, 0.0]
-    assert rescale_kept(kept, delta, 0.5, "l1").abs().sum() == pytest.approx(10.0)
-    assert rescale_kept(kept, delta, 0.5, "none") is kept
-    nothing = torch.zeros(4)
-    assert torch.equal(rescale_kept(nothing, delta, 0.5, "l1"), nothing)
-    assert torch.equal(rescale_kept(nothing, delta, 0.0, "inverse"), nothing)

@@ -7,7 +7,8 @@ import torch
 
 from evomerge.errors import SourceError
 from evomerge.merging.source import TensorSource
-from evomerge.storage.lora_source import LoraSource, adapter_base_name
+from evomerge.storage.lora_config import adapter_base_name
+from evomerge.storage.lora_source import LoraSource
 from evomerge.storage.model_folder import ModelFolder
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -58,6 +59,30 @@ def test_the_delta_is_the_scaled_product(infix, base, tmp_path, save_adapter):
     assert lora.header().tensors[Q].dtype == "F32"
     for start in range(24):
         assert torch.equal(source.read_range(Q, start, 24), source.read(Q).flatten()[start:])
+
+
+@pytest.mark.parametrize(
+    ("module", "sizes", "config"),
+    [
+        (MODULE, {}, {}),
+        ("h.0.attn.c_attn", {"out": 12, "n_in": 4}, {"fan_in_fan_out": True}),
+    ],
+)
+def test_the_factors_multiply_to_the_delta(module, sizes, config, base, tmp_path, save_adapter):
+    lora = LoraSource("a", save_adapter(tmp_path / "l", factors(module, **sizes), **config), base)
+    name = f"{module}.weight"
+    a, b, is_transposed = lora.factors(name)
+    assert is_transposed == bool(config)
+    assert a.shape[0] == b.shape[1] == 2
+    product = b @ a
+    torch.testing.assert_close(product.T if is_transposed else product, lora.exact_delta(name))
+    assert lora.factors(NORM) is None
+    assert base.factors(name) is None
+
+
+def test_an_adapter_on_another_base_has_no_factors(base, tmp_path, save_adapter):
+    folder = save_adapter(tmp_path / "l", factors())
+    assert LoraSource("a", folder, base, knows_delta=False).factors(Q) is None
 
 
 def test_untouched_tensors_are_the_bases(base, tmp_path, save_adapter):

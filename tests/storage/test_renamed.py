@@ -37,6 +37,7 @@ def test_a_fine_tune_gets_the_names_of_its_bare_base(bare, tuned):
     assert torch.equal(named.read_range(QUERY, 3, 9), encoder(1)[QUERY].flatten()[3:9])
     assert torch.equal(named.read(HEAD), torch.ones(3, 4))
     assert named.exact_delta(QUERY) is None
+    assert named.factors(QUERY) is None
     assert (named.id, named.digest) == (tuned.id, tuned.digest)
     space = align([bare.header(), header], has_base=True)
     assert [tensor.spec.name for tensor in space.merged] == [WORDS, QUERY]

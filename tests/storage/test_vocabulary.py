@@ -140,6 +140,8 @@ def test_rows_are_gathered_and_missing_ones_are_the_bases(tmp_path, save_model):
     assert torch.equal(view.read(NORM), source.read(NORM))
     assert view.exact_delta(EMBED) is None
     assert view.exact_delta(NORM) is None
+    assert view.factors(EMBED) is None
+    assert view.factors(NORM) is None
     for start in range(16):
         for stop in range(start, 16):
             part = expected.flatten()[start:stop]

@@ -1,9 +1,6 @@
-import itertools
-
 import pytest
 import torch
 
-from evomerge.merging import weights_digest
 from evomerge.merging.weights_digest import WeightsDigest
 from evomerge.storage.model_folder import ModelFolder
 from evomerge.storage.tensor_writer import ShardedWriter
@@ -53,9 +50,9 @@ def test_layout_in_memory_does_not_matter():
     assert digest([("a", tensor.T)]) == digest([("a", tensor.T.contiguous())])
 
 
-def test_a_name_added_twice_is_refused():
-    with pytest.raises(ValueError, match="twice"):
-        digest([("a", torch.ones(1)), ("a", torch.ones(1))])
+def test_a_later_tensor_replaces_an_earlier_one_of_the_same_name():
+    twice = digest([("a", torch.zeros(2)), ("b", torch.zeros(1)), ("a", torch.ones(1))])
+    assert twice == digest([("a", torch.ones(1)), ("b", torch.zeros(1))])
 
 
 def test_what_was_written_has_the_digest_of_what_is_read(tmp_path):
@@ -68,23 +65,10 @@ def test_what_was_written_has_the_digest_of_what_is_read(tmp_path):
     assert digest(read) == digest(tensors().items())
 
 
-def test_blocks_of_a_large_tensor_are_even_and_reach_both_ends():
-    limit = weights_digest.SAMPLED_ABOVE_BYTES
-    assert weights_digest._blocks(0) == []
-    assert weights_digest._blocks(limit) == [(0, limit)]
-    for n_bytes in (limit + 1, 3 * limit + 5):
-        blocks = weights_digest._blocks(n_bytes)
-        assert len(blocks) == 64
-        assert blocks[0] == (0, 1 << 20)
-        assert blocks[-1] == (n_bytes - (1 << 20), n_bytes)
-        gaps = {b[0] - a[0] for a, b in itertools.pairwise(blocks)}
-        assert max(gaps) - min(gaps) <= 1
-
-
-def test_a_large_tensor_shows_changes_at_both_ends():
+def test_a_large_tensor_shows_every_change():
     tensor = torch.zeros((65 << 20) // 2, dtype=torch.bfloat16)
     before = digest([("a", tensor)])
-    for at in (0, -1):
+    for at in (0, 12_345_678, -1):
         tensor[at] = 1
         assert digest([("a", tensor)]) != before
         tensor[at] = 0

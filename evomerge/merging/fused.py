@@ -1,0 +1,123 @@
+"""Weighted sums in one pass, and what every fused pass shares: which arrays a kernel can take.
+
+On the CPU large float32 and bfloat16 tensors go through compiled kernels; everything else, CUDA
+included, through plain torch with the same arithmetic: float32 fused multiply-adds in the order
+given, one rounding at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.merging.philox import RUN
+
+# Below this many elements the compiled kernels' call and first import cost more than they save.
+MIN_ELEMENTS = 1 << 16
+# More would make compilation long: loops over sources are unrolled.
+MAX_SOURCES = 24
+# Fewer elements per thread are not worth a thread.
+_PER_THREAD = 1 << 20
+# Elements per pass of the torch version: the slices of a pass should fit a CPU's cache.
+_CPU_PASS, _GPU_PASS = 1 << 17, 1 << 26
+
+Array = np.ndarray[Any, Any]
+
+
+def as_array(tensor: Tensor) -> Array | None:
+    """Return a flat view for a compiled kernel, bfloat16 as uint16; None when it cannot take it."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    elif tensor.dtype != torch.float32:
+        return None
+    array: Array = tensor.detach().reshape(-1).numpy()
+    return array
+
+
+def kernel_arrays(out: Tensor, sources: Sequence[Tensor]) -> tuple[Array, tuple[Array, ...]] | None:
+    """Return the arrays of a compiled kernel, or None when torch has to do it.
+
+    Args:
+        out: Where the result goes.
+        sources: At most `MAX_SOURCES`, all of one dtype.
+    """
+    if out.numel() < MIN_ELEMENTS or not 0 < len(sources) <= MAX_SOURCES:
+        return None
+    if len({tensor.dtype for tensor in sources}) > 1:
+        return None
+    target = as_array(out)
+    arrays = [array for array in map(as_array, sources) if array is not None]
+    if target is None or len(arrays) < len(sources):
+        return None
+    return target, tuple(arrays)
+
+
+def in_threads(kernel: Callable[[int, int], bool], n_elements: int) -> bool:
+    """Call `kernel(start, stop)` on whole runs, on as many threads as torch uses; all must hold."""
+    n_threads = max(1, min(torch.get_num_threads(), n_elements // _PER_THREAD))
+    if n_threads == 1:
+        return bool(kernel(0, n_elements))
+    step = -(-n_elements // (n_threads * RUN)) * RUN
+    starts = range(0, n_elements, step)
+    with ThreadPoolExecutor(n_threads) as pool:
+        parts = [pool.submit(kernel, start, min(start + step, n_elements)) for start in starts]
+        return all([part.result() for part in parts])
+
+
+def pass_size(tensor: Tensor) -> int:
+    """Return how many elements a pass of plain torch should take."""
+    return _CPU_PASS if tensor.device.type == "cpu" else _GPU_PASS
+
+
+def write_rounded(out: Tensor, values: Tensor) -> None:
+    """Round float32 `values` into `out`; fp16 is clamped to its finite range."""
+    if out.dtype == torch.float16:
+        values = values.clamp(-65504.0, 65504.0)
+    out.copy_(values)
+
+
+def weighted_sum(terms: Sequence[tuple[float, Tensor]], out: Tensor) -> bool:
+    """Write sum_k weight_k * tensor_k into `out`, accumulated in float32 and rounded once.
+
+    Args:
+        terms: (weight, tensor) pairs, all of the shape of `out`, in any float dtype.
+        out: Contiguous.
+
+    Returns:
+        Whether the result is known to be finite; False when it is not or was not looked at.
+    """
+    arrays = kernel_arrays(out, [tensor for _, tensor in terms])
+    if arrays is None:
+        torch_weighted_sum(terms, out)
+        return False
+    from evomerge.merging.kernels import compiled
+
+    target, sources = arrays
+    coefficients = tuple(np.float32(weight) for weight, _ in terms)
+
+    def part(start: int, stop: int) -> bool:
+        slices = tuple(source[start:stop] for source in sources)
+        finite: bool = compiled.weighted_sum(target[start:stop], slices, coefficients)
+        return finite
+
+    return in_threads(part, out.numel())
+
+
+def torch_weighted_sum(terms: Sequence[tuple[float, Tensor]], out: Tensor) -> None:
+    """Do what `weighted_sum` does, in plain torch on any device and dtype."""
+    target = out.view(-1)
+    flat = [(weight, tensor.reshape(-1)) for weight, tensor in terms]
+    step = pass_size(out)
+    for start in range(0, out.numel(), step):
+        part = target[start : start + step]
+        total = torch.zeros(part.shape, dtype=torch.float32, device=out.device)
+        for weight, tensor in flat:
+            total.add_(tensor[start : start + step].float(), alpha=weight)
+        write_rounded(part, total)

@@ -1,0 +1,314 @@
+"""Merging task vectors of which only some elements are kept, in one pass over the sources.
+
+TIES, DARE, Model Breadcrumbs and Localize-and-Stitch differ only in which elements of a task vector
+stay (`Keep`) and how those that stay are combined (a vote, a divisor).
+
+Shape letters: E experts, n elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.merging.fused import in_threads, kernel_arrays, pass_size, write_rounded
+from evomerge.merging.philox import key_words, random_halves
+from evomerge.merging.sums import absolute_sum
+
+if TYPE_CHECKING:
+    from evomerge.merging.operator import TensorInputs
+
+Vote = Literal["weighted", "unweighted"]
+Passes = Literal["weighted", "unweighted", "touched"]
+Divisor = Literal["mean", "weights", "signed_weights", "none"]
+Rescale = Literal["inverse", "l1", "none"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which elements of one task vector stay, and what those are multiplied by.
+
+    Attributes:
+        low: Smallest magnitude that stays.
+        high: Largest magnitude that stays.
+        key: Random stream; an element stays where its number is below `density`. None: no dice.
+        density: Probability of staying; the masks of two densities nest.
+        factor: What stays is multiplied by this.
+        places: (n,) each element's place in an order from 0 to `last_place`, uint16 or float32,
+            flat; its probability of staying is then `density` + `spread` (place / `last_place`
+            - 1/2), and None makes it `density` for all.
+        last_place: See `places`.
+        spread: See `places`.
+        inverts: What stays is divided by the probability it had of staying.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+    key: int | None = None
+    density: float = 1.0
+    factor: float = 1.0
+    places: Tensor | None = None
+    last_place: int = 1
+    spread: float = 0.0
+    inverts: bool = False
+
+    @property
+    def below(self) -> int:
+        """What the 16-bit random number of an element that stays is below; 65536 without key."""
+        if self.key is None:
+            return 65536
+        return min(max(math.ceil(self.density * 65536 - 0.5), 0), 65536)
+
+    def apply(self, delta: Tensor, start: int = 0) -> Tensor:
+        """Return elements [start, start + n) of a flat float32 task vector with the rest zero."""
+        magnitude = delta.abs()
+        keep = (magnitude >= self.low) & (magnitude <= self.high)
+        chance = None
+        if self.key is not None:
+            drawn = random_halves(self.key, delta.numel(), start=start, device=delta.device)
+            if self.places is None:
+                keep &= drawn < self.below
+            else:
+                chance = self._chances(start, delta.numel()).to(delta.device)
+                keep &= drawn.float().add_(0.5).mul_(2.0**-16) < chance
+        # A product, six times faster on a CPU than `torch.where` with a number.
+        kept = delta * keep
+        if self.inverts and chance is not None:
+            kept.div_(chance.masked_fill_(~keep, 1.0))
+        return kept if self.factor == 1.0 else kept * self.factor
+
+    def _chances(self, start: int, n: int) -> Tensor:
+        assert self.places is not None
+        places = self.places[start : start + n].float()
+        lowest = self.density - self.spread / 2
+        return places.div_(self.last_place).mul_(self.spread).add_(lowest)
+
+
+def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -> Keep:
+    """Return `keep` with the factor that makes up for what is dropped from a task vector.
+
+    Args:
+        keep: What stays, with factor 1.
+        tensors: The tensor in every source.
+        expert: Whose task vector.
+        rescale: "inverse" divides by the density, "l1" restores the sum of magnitudes.
+    """
+    factor = 1.0
+    if rescale == "inverse" and keep.below:
+        # The density as it is drawn, to 2**-16: the mean over masks is exactly the task vector.
+        factor = 65536 / keep.below
+    elif rescale == "l1":
+        delta = tensors.deltas[expert].reshape(-1)
+        left = absolute_sum(keep.apply(delta))
+        factor = absolute_sum(delta) / left if left else 1.0
+    return replace(keep, factor=factor)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The numbers of one pass, each of (E,).
+
+    Attributes:
+        order: Positions of the experts in the order they are summed.
+        votes: Factor of each task vector in the vote.
+        directions: -1 where a negative weight turns an expert's vote.
+        weights: Factor of each task vector in the sum.
+        shares: What each expert that agrees adds to the divisor.
+        scale: Common factor of the result.
+    """
+
+    order: tuple[int, ...]
+    votes: tuple[float, ...]
+    directions: tuple[float, ...]
+    weights: tuple[float, ...]
+    shares: tuple[float, ...]
+    scale: float
+    passes: Passes | None
+    divides: bool
+
+
+def merge_kept(
+    tensors: TensorInputs,
+    keeps: Sequence[Keep],
+    weights: Sequence[float],
+    *,
+    vote: Passes | None,
+    divisor: Divisor,
+    scale: float = 1.0,
+) -> Tensor:
+    """Return base + scale * the weighted sum of the kept task vectors that agree.
+
+    Experts are summed in the order of their files' digests, so that a permutation of the experts
+    changes no bit, not even where a vote is close.
+
+    Args:
+        tensors: One tensor name, with a base.
+        keeps: (E,) what stays of each task vector.
+        weights: (E,) any sign; a negative weight turns its expert's vote in a weighted vote.
+        vote: How an element's sign is elected, + where the votes cancel: "weighted" or
+            "unweighted" sums; "touched" lets pass what is not zero, None everything.
+        divisor: What each element's sum is divided by, over the experts that agree there:
+            "mean" their number, "weights" the sum of their absolute weights, "signed_weights"
+            the plain sum of their weights (explodes when weights cancel), "none" nothing.
+        scale: Common factor.
+
+    Returns:
+        The merged tensor, in the output dtype.
+    """
+    numbers = _numbers(tensors, weights, vote, divisor, scale)
+    out = tensors.empty_result()
+    if not _compiled(tensors, keeps, numbers, out):
+        _torch(tensors, keeps, numbers, out)
+    return out
+
+
+def share(weight: float, divisor: Divisor) -> float:
+    """Return what one agreeing expert adds to the divisor."""
+    return {"mean": 1.0, "weights": abs(weight), "signed_weights": weight, "none": 0.0}[divisor]
+
+
+def _numbers(
+    tensors: TensorInputs,
+    weights: Sequence[float],
+    vote: Passes | None,
+    divisor: Divisor,
+    scale: float,
+) -> _Pass:
+    n = len(weights)
+    keys = tensors.source_keys
+    order = tuple(sorted(range(n), key=lambda k: keys[k]) if keys else range(n))
+    is_weighted = vote == "weighted"
+    shares = [
+        0.0 if is_weighted and weight == 0.0 else share(weight, divisor) for weight in weights
+    ]
+    sums = list(weights)
+    divides = divisor != "none"
+    if vote is None and divides:
+        below = math.fsum(shares)
+        sums = [weight / below if below else weight for weight in weights]
+        divides = False
+    return _Pass(
+        order,
+        tuple(weights) if is_weighted else (1.0,) * n,
+        tuple(math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights),
+        tuple(sums),
+        tuple(shares),
+        scale,
+        vote,
+        divides,
+    )
+
+
+def _torch(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> None:
+    assert tensors.base is not None
+    base, target = tensors.base.reshape(-1), out.view(-1)
+    deltas = [tensors.deltas[k].reshape(-1) for k in numbers.order]
+    step = pass_size(out)
+    for start in range(0, out.numel(), step):
+        parts = [
+            keeps[k].apply(delta[start : start + step], start)
+            for k, delta in zip(numbers.order, deltas, strict=True)
+        ]
+        merged = _combine(parts, numbers).mul_(numbers.scale)
+        write_rounded(target[start : start + step], merged.add_(base[start : start + step].float()))
+
+
+def _combine(parts: Sequence[Tensor], numbers: _Pass) -> Tensor:
+    """Return the sum of the (E,) flat parts that agree, divided where it is asked for."""
+    signs = None
+    if numbers.passes in ("weighted", "unweighted"):
+        elected = torch.zeros_like(parts[0])
+        for k, part in zip(numbers.order, parts, strict=True):
+            elected.add_(part, alpha=numbers.votes[k])
+        signs = (elected >= 0.0).float().mul_(2.0).sub_(1.0)
+    total, below = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
+    for k, part in zip(numbers.order, parts, strict=True):
+        if numbers.passes is None:
+            total.add_(part, alpha=numbers.weights[k])
+            continue
+        agrees = part != 0.0 if signs is None else part * (signs * numbers.directions[k]) > 0.0
+        total.add_(part * agrees, alpha=numbers.weights[k])
+        if numbers.divides:
+            below.add_(agrees, alpha=numbers.shares[k])
+    return total.div_(below.add_(below == 0.0)) if numbers.divides else total
+
+
+def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> bool:
+    """Run the compiled kernel; return False when it cannot take these tensors."""
+    assert tensors.base is not None
+    known = tensors.known_deltas
+    sources = known or tensors.experts
+    if known is None and any(delta is not None for delta in tensors.exact_deltas):
+        return False  # some task vectors are exact, others are differences
+    arrays = kernel_arrays(out, [tensors.base, *sources] if not known else list(sources))
+    base = kernel_arrays(out, [tensors.base])
+    if arrays is None or base is None:
+        return False
+    from evomerge.merging.kernels import compiled
+
+    target, stored = base[0], arrays[1][-len(sources) :]
+    ordered = tuple(stored[k] for k in numbers.order)
+    chosen = [keeps[k] for k in numbers.order]
+    is_ranked = any(keep.places is not None for keep in chosen)
+    places = ordered  # any arrays: not looked at
+    if is_ranked:
+        found = [keep.places for keep in chosen]
+        if any(part is None or part.dtype != torch.uint16 for part in found):
+            return False  # rows too long for two bytes, or whole task vectors among the dropped
+        places = tuple(part.numpy() for part in found if part is not None)
+    kernel = compiled.kept_sum(
+        is_random=any(keep.key is not None for keep in chosen),
+        is_ranked=is_ranked,
+        inverts=is_ranked and chosen[0].inverts,
+        has_low=any(keep.low > 0.0 or not keep.below for keep in chosen),
+        has_high=any(keep.high < math.inf for keep in chosen),
+        has_factors=any(keep.factor != 1.0 for keep in chosen),
+        are_deltas=known is not None,
+        vote={None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
+        divides=numbers.divides,
+    )
+
+    def floats(values: Sequence[float]) -> tuple[np.float32, ...]:
+        return tuple(np.float32(values[k]) for k in numbers.order)
+
+    one = chosen[0]
+    chances = (one.density - one.spread / 2, one.spread, float(one.last_place))
+    # A random number cannot be below 0, so a density of 0 is a magnitude out of reach.
+    low = floats([keep.low if keep.below else math.inf for keep in keeps])
+    high = floats([keep.high for keep in keeps])
+    last = tuple(np.uint16(max(keep.below, 1) - 1) for keep in chosen)
+    keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)
+    arguments = (
+        tuple(np.float32(value) for value in chances),
+        floats([keep.factor for keep in keeps]),
+        floats(numbers.votes),
+        floats(numbers.directions),
+        floats(numbers.weights),
+        floats(numbers.shares),
+        np.float32(numbers.scale),
+    )
+
+    def part(start: int, stop: int) -> bool:
+        finite: bool = kernel(
+            target[start:stop],
+            base[1][0][start:stop],
+            tuple(source[start:stop] for source in ordered),
+            low,
+            high,
+            last,
+            keys,
+            tuple(place[start:stop] for place in places),
+            *arguments,
+            np.int64(start),
+        )
+        return finite
+
+    if in_threads(part, out.numel()):
+        tensors.finite.add(out)
+    return True

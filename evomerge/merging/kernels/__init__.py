@@ -1,0 +1,1 @@
+"""Fused single-pass kernels for the CPU, compiled by numba when first used."""

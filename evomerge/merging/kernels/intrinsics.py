@@ -1,0 +1,104 @@
+"""Typed loads, stores and a fused multiply-add for compiled kernels.
+
+numba knows no bfloat16: such arrays come as their uint16 bits. `load` and `store` give kernels one
+spelling for float32 and bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+_I16, _I32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(_context: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    """Return a * b + c with one rounding, as torch's `add_(b, alpha=a)` does."""
+    signature = types.float32(types.float32, types.float32, types.float32)
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return signature, generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def is_finite(_context: Any, value: Any) -> Any:
+    """Return whether a stored element, float32 or the bits of a bfloat16, is finite."""
+    word, exponent = (_I16, 0x7F80) if value == types.uint16 else (_I32, 0x7F800000)
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        raw = args[0] if word is _I16 else builder.bitcast(args[0], word)
+        mask = ir.Constant(word, exponent)
+        return builder.icmp_unsigned("!=", builder.and_(raw, mask), mask)
+
+    return types.boolean(value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _from_bfloat16(_context: Any, _value: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        wide = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(wide, _FLOAT)
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _to_bfloat16(_context: Any, _value: Any) -> Any:
+    """Round a float32 to the nearest bfloat16, ties to even; NaN stays NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        value = builder.bitcast(args[0], _I32)
+        is_odd = builder.and_(builder.lshr(value, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+        rounded = builder.add(value, builder.add(is_odd, ir.Constant(_I32, 0x7FFF)))
+        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
+        result = builder.select(is_nan, ir.Constant(_I32, 0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(result, ir.Constant(_I32, 16)), _I16)
+
+    return types.uint16(types.float32), generate
+
+
+def load(value: Any) -> Any:
+    """Return a stored element as float32; compiled code only."""
+    raise NotImplementedError
+
+
+@overload(load, inline="always")  # type: ignore[untyped-decorator]
+def _load(value: Any) -> Any:
+    if value == types.uint16:
+
+        def load_bfloat16(value: Any) -> Any:
+            return _from_bfloat16(value)
+
+        return load_bfloat16
+
+    def load_float32(value: Any) -> Any:
+        return np.float32(value)
+
+    return load_float32
+
+
+def store(out: Any, i: Any, value: Any) -> Any:
+    """Write a float32 to `out[i]` in the dtype of `out`; compiled code only."""
+    raise NotImplementedError
+
+
+@overload(store, inline="always")  # type: ignore[untyped-decorator]
+def _store(out: Any, i: Any, value: Any) -> Any:  # noqa: ARG001  (names must match `store`)
+    if out.dtype == types.uint16:
+
+        def store_bfloat16(out: Any, i: Any, value: Any) -> Any:
+            out[i] = _to_bfloat16(value)
+
+        return store_bfloat16
+
+    def store_float32(out: Any, i: Any, value: Any) -> Any:
+        out[i] = value
+
+    return store_float32
