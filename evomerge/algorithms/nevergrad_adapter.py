@@ -21,7 +21,7 @@ from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
-from evomerge.core.objective import Objectives
+from evomerge.core.objective import Objectives, mixture
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, UnknownNameError, nearest
 
@@ -159,7 +159,7 @@ class NevergradAlgorithm:
         """
         require_dimensions(space, "nevergrad")
         self._space, self._objectives = space, objectives
-        self._mixture = _mixture(self.weights, objectives)
+        self._mixture = mixture(self.weights, objectives, "algorithm.weights")
         self._pending: Pending[Any] = Pending()
         self._worst: float | None = None
         self._name = self._optimizer_for(space.dimension)
@@ -286,22 +286,3 @@ class CmaEs(NevergradAlgorithm):
         if dimension == 1:
             return "OnePlusOne"
         return "DiagonalCMA" if dimension > DIAGONAL_ABOVE else "CMA"
-
-
-def _mixture(weights: Mapping[str, float] | None, objectives: Objectives) -> FloatArray:
-    """Return (M,) weights that sum to 1.
-
-    Raises:
-        ConfigError: A name is no objective, or the weights are not positive.
-    """
-    if weights is None:
-        return np.full(len(objectives), 1.0 / len(objectives))
-    mixture = np.zeros(len(objectives))
-    for name, weight in weights.items():
-        mixture[objectives.index(name)] = weight
-    if not np.isfinite(mixture).all() or (mixture < 0).any() or mixture.sum() <= 0:
-        raise ConfigError(
-            f"algorithm.weights: must be non-negative with a positive sum, got {dict(weights)}"
-        )
-    normalised: FloatArray = mixture / mixture.sum()
-    return normalised

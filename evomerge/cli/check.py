@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.cli.search import idle_workers
-from evomerge.config.build import needs_span
+from evomerge.config.build import build_objectives, needs_span
 from evomerge.config.schema import load_config
 from evomerge.config.session import Prepared, preflight
 
@@ -48,6 +48,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "algorithm": config.algorithm["name"],
         "founders": len(search.founders),
         "budget": config.budget.evaluations,
+        "constraints": [str(item) for item in build_objectives(config).constraints],
         "tasks": dict(prepared.tasks.sizes),
         "held_out": {name: e.n_examples() for name, e in prepared.tasks.held_out.items()},
         "example_evaluations": config.budget.evaluations * sum(prepared.tasks.sizes.values()),
@@ -76,6 +77,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     found.append(f"✓ search: {facts['algorithm']} over {facts['merge']}, {size}")
     examples = ", ".join(f"{task} {n}" for task, n in facts["tasks"].items())
     found.append(f"✓ examples: {examples}; {facts['example_evaluations']:,} scored in all")
+    found += [f"✓ constraint: {text}" for text in facts["constraints"]]
     n_workers = facts["workers"]
     found.append(
         f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, "

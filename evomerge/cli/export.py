@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.cli.locate import locate
-from evomerge.config.export_run import Exporter, choose, export_folders
+from evomerge.config.export_run import Exported, Exporter, choose, export_folders
 from evomerge.config.merge_file import merge_file
 from evomerge.errors import ConfigError
 from evomerge.export import AdapterFacts, AsAdapter, ExportResult
@@ -39,6 +39,7 @@ def export_command(
                 "search": dict(done.search),
                 "held_out": dict(done.held_out),
                 "rescored_examples": done.rescored,
+                **_constraints_json(done),
                 **_adapter_json(done.result),
             }
         )
@@ -48,6 +49,8 @@ def export_command(
             print(f"candidate {candidate_id} -> {folder}")
             print(f"  weights match the scored candidate ✓  ({done.result.weights_digest})")
             print(f"  search {search}" + (f"; held-out {held_out}" if held_out else ""))
+            if not done.is_feasible:
+                print("  does not keep all constraints, see its README.md", file=sys.stderr)
             if done.rescored:
                 print(f"  re-scored {done.rescored} examples: all equal ✓")
             if done.result.adapter is not None:
@@ -75,6 +78,12 @@ def _form(adapter: bool, rank: int | None) -> AsAdapter | None:
     if rank is not None and not adapter:
         raise ConfigError("--rank is the rank of an adapter; give --adapter too")
     return AsAdapter(rank) if adapter else None
+
+
+def _constraints_json(done: Exported) -> dict[str, Any]:
+    if not done.constraints:
+        return {}
+    return {"feasible": done.is_feasible, "constraints": dict(done.constraints)}
 
 
 def _adapter_json(result: ExportResult) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.locate import locate
+from evomerge.cli.output import say
+from evomerge.config.front_views import confident_front, thin_front
 from evomerge.config.results import RunResults
+from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,13 +26,34 @@ def status_command(run: Path, *, as_json: bool) -> None:
         print(f"{key:<14}{_plain(value)}")
 
 
-def front_command(run: Path, *, as_json: bool) -> None:
-    """Print the Pareto front, best first objective first."""
+def front_command(run: Path, *, confident: float | None, thin: bool, as_json: bool) -> None:
+    """Print the Pareto front, best first objective first.
+
+    Args:
+        run: The run.
+        confident: Instead of the front, all that nothing beats with this confidence.
+        thin: One candidate per box of one standard error.
+        as_json: Rows as JSON.
+
+    Raises:
+        ConfigError: Both views are asked for, or `confident` is out of range.
+    """
+    if confident is not None and thin:
+        raise ConfigError("--confident and --thin are two views of the front; give one of them")
     results = RunResults(locate(run))
-    members = results.front_members()
+    front = results.front()
+    if confident is not None:
+        front = confident_front(results, confident)
+    elif thin:
+        front = thin_front(results)
+    members = results.front_members(front)
     if as_json:
         print(json.dumps(members))
         return
+    if members and not results.front_is_feasible:
+        say("no candidate keeps all constraints; these come nearest:")
+    for line in results.feasibility.describe():
+        say(f"constraint: {line}")
     names = results.objectives.names
     print("candidate  " + "  ".join(f"{name:>12}" for name in names) + "  recipe            origin")
     for member in members:
@@ -40,4 +64,6 @@ def front_command(run: Path, *, as_json: bool) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -131,11 +131,25 @@ def status(run: RunArgument, json_: JsonOption = False) -> None:
 
 
 @app.command()
-def front(run: RunArgument, json_: JsonOption = False) -> None:
-    """List the Pareto front of a run."""
+def front(
+    run: RunArgument,
+    confident: Annotated[
+        float | None,
+        typer.Option(
+            "--confident",
+            metavar="P",
+            help="All that nothing beats with this confidence, say 0.95, example by example.",
+        ),
+    ] = None,
+    thin: Annotated[
+        bool, typer.Option("--thin", help="One candidate per standard error of the scores.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """List the Pareto front of a run; of candidates that keep the constraints, if there are."""
     from evomerge.cli.inspect import front_command
 
-    front_command(run, as_json=json_)
+    front_command(run, confident=confident, thin=thin, as_json=json_)
 
 
 @app.command()
@@ -147,7 +161,7 @@ def export(
         typer.Option(
             "--pick",
             metavar="P",
-            help="knee | best:OBJECTIVE | 'weights a=1,b=2' | candidate:ID | all",
+            help="knee | best:OBJECTIVE | weights:a=1,b=2 | candidate:ID | all",
         ),
     ] = "knee",
     verify: Annotated[

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from evomerge.cli.output import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
     from rich.live import Live
 
+    from evomerge.core.pareto import ParetoFront
     from evomerge.search.loop import SearchLoop
 
 PLAIN_SECONDS = 5.0
@@ -62,7 +63,9 @@ class Progress:
             "budget": loop.plan.evaluations,
             "running": len(loop.waiting),
             "failed": loop.population.failures,
+            "feasible": loop.front.n_feasible,
             "best": {name: found["value"] for name, found in best_of(loop).items()},
+            "constrained": bool(loop.objectives.constraints),
             "front": len(loop.front),
             "hypervolume": loop.front.hypervolume(),
             "evaluations_per_s": rate,
@@ -94,12 +97,26 @@ class Progress:
 
 
 def best_of(loop: SearchLoop) -> dict[str, dict[str, float | int]]:
-    """Return objective -> best candidate and value; {} before anything is scored."""
+    """Return objective -> best candidate and value; {} before anything is scored.
+
+    With constraints the best of the front: of what keeps them, if anything does.
+    """
+    if loop.objectives.constraints:
+        return _best_of_front(loop.front.front(), loop.objectives.names)
     return {
         name: {"candidate": found[0], "value": found[1]}
         for index, name in enumerate(loop.objectives.names)
         if (found := loop.population.best(index)) is not None
     }
+
+
+def _best_of_front(front: ParetoFront, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    best: dict[str, dict[str, float | int]] = {}
+    for index, name in enumerate(names if len(front) else ()):
+        row = int(front.objectives[:, index].argmax())
+        value = float(front.objectives[row, index])
+        best[name] = {"candidate": int(front.candidate_ids[row]), "value": value}
+    return best
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -110,6 +127,7 @@ def describe(facts: dict[str, Any]) -> str:
         f"{facts['running']} in flight",
         f"{facts['failed']} failed",
         f"best {best}" if best else "",
+        f"{facts['feasible']} feasible" if facts["constrained"] else "",
         f"front {facts['front']}",
         f"hypervolume {facts['hypervolume']:.4f}" if facts["hypervolume"] is not None else "",
         f"{facts['evaluations_per_s']:.1f}/s" if facts["evaluations_per_s"] else "",

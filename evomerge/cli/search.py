@@ -125,10 +125,14 @@ def drive(folder: RunFolder, config: RunConfig, *, existed: bool, as_json: bool)
             "hypervolume": loop.front.hypervolume(),
             "best": best_of(loop),
         }
+        if loop.objectives.constraints:
+            summary["feasible"] = loop.front.n_feasible
     if as_json:
         say(json.dumps(summary), to=sys.stdout)
     else:
         say(closing_line(summary), to=sys.stdout)
+        if loop.objectives.constraints and not loop.front.n_feasible:
+            say("no candidate keeps all constraints; the front holds the nearest", to=sys.stdout)
         if reason in ("interrupted", "seconds"):
             say(f"resume with:  evomerge resume {folder.path}", to=sys.stdout)
     return INTERRUPTED if reason == "interrupted" else DONE

@@ -17,6 +17,7 @@ import evomerge.evaluation
 import evomerge.merging
 from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
 from evomerge.config.cache import too_large_for_a_search
+from evomerge.config.constraints import build_constraints, check_bound_sources
 from evomerge.config.construct import construct
 from evomerge.config.merge_space import build_space
 from evomerge.config.models import OpenModels, resolve_models
@@ -90,6 +91,7 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
     if cache is not None:
         cache = str((base_dir / Path(cache).expanduser()).resolve())
     resolved = resolve_models(config, base_dir)
+    check_bound_sources(resolved)
     return resolved.model_copy(
         update={
             "algorithm": algorithm,
@@ -130,14 +132,16 @@ def build_tasks(config: RunConfig) -> Tasks:
 
 
 def build_objectives(config: RunConfig) -> Objectives:
-    """Return the objectives; without a section, one per task.
+    """Return objectives and constraints; without `objectives:` every task is one.
 
     Raises:
-        ConfigError: An objective names a task that does not exist.
+        ConfigError: An objective or constraint names a task that does not exist, or a bound is
+            malformed.
     """
     names = [task.name for task in config.tasks]
+    constraints = build_constraints(config)
     if not config.objectives:
-        return Objectives(tuple(Objective(name, {name: 1.0}) for name in names))
+        return Objectives(tuple(Objective(name, {name: 1.0}) for name in names), constraints)
     for objective in config.objectives:
         for task in objective.tasks:
             if task not in names:
@@ -145,7 +149,8 @@ def build_objectives(config: RunConfig) -> Objectives:
                     f"objectives.{objective.name}: {task!r} is not a task."
                     f"{nearest(task, names)} Tasks: {', '.join(names)}."
                 )
-    return Objectives(tuple(Objective(item.name, item.tasks) for item in config.objectives))
+    items = tuple(Objective(item.name, item.tasks) for item in config.objectives)
+    return Objectives(items, constraints)
 
 
 def build_algorithm(config: RunConfig) -> SearchAlgorithm:

@@ -46,6 +46,8 @@ class Exported:
         search: Objective -> value the search measured.
         held_out: Task -> mean held-out score; {} when the config has no held-out examples.
         rescored: Number of per-example scores compared by `verify`; 0 when not asked for.
+        constraints: Constraint -> measured value.
+        is_feasible: Whether it keeps all constraints.
     """
 
     candidate: int
@@ -53,6 +55,8 @@ class Exported:
     search: Mapping[str, float]
     held_out: Mapping[str, float]
     rescored: int
+    constraints: Mapping[str, float]
+    is_feasible: bool
 
 
 def choose(results: RunResults, spec: str) -> list[int]:
@@ -129,7 +133,15 @@ class Exporter:
             )
         rescored = self.rescore(candidate_id, out) if verify else 0
         means = {task: float(values.mean()) for task, values in held_out.items()}
-        return Exported(candidate_id, result, results.objectives_of(candidate_id), means, rescored)
+        return Exported(
+            candidate_id,
+            result,
+            results.objectives_of(candidate_id),
+            means,
+            rescored,
+            results.measured_of(candidate_id),
+            results.is_feasible(candidate_id),
+        )
 
     def rescore(self, candidate_id: int, exported: Path) -> int:
         """Load an exported folder anew, score it, and compare every example with the run.
@@ -198,7 +210,11 @@ class Exporter:
             seed=self.config.seed,
             run=self.config.name,
             scored_digest=results.weights_digest(candidate_id),
+            notes=tuple(f"Constraint {line}." for line in self._constraint_lines(candidate_id)),
         )
+
+    def _constraint_lines(self, candidate_id: int) -> list[str]:
+        return self.results.feasibility.describe(self.results.measured_of(candidate_id))
 
     def _lineage(self, candidate_id: int) -> list[LineageStep]:
         """Return the candidate and all its ancestors, itself first."""

@@ -10,11 +10,14 @@ Each parameter of the merge method is fixed or searched:
 ``weights: {values: [0.3, 0.7]}``     fixed, one value per model
 not mentioned                         searched if the method gives it no default, else fixed
 ====================================  ==================================================
+
+`layer_scale:` follows any method on task vectors (LiNeS); its `alpha` may also be "auto" and its
+`beta` "tied", that is 1 - alpha.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +36,6 @@ from evomerge.core.search_space import SearchedParam, SearchSpace
 from evomerge.errors import ConfigError, nearest
 from evomerge.merging.operator import merge_operators
 
-RAW_LINEAR: dict[str, Setting] = {"normalize": False}
-
-
 def build_space(
     body: Mapping[str, Any],
     model: ModelSpace,
@@ -44,6 +44,8 @@ def build_space(
     span: LinearSpan | None,
     in_span: bool = False,
     virtual: Mapping[str, tuple[str, ...]] | None = None,
+    grams: Mapping[str, FloatArray] | None = None,
+    auto_alpha: Callable[[Recipe], float] | None = None,
 ) -> tuple[SearchSpace, dict[str, Any]]:
     """Return the search space of a `merge:` section, and the section with all defaults.
 
@@ -55,6 +57,8 @@ def build_space(
         in_span: The algorithm works in that span, whether `span` is at hand already or not:
             founders are then raw linear recipes.
         virtual: Label of a transform -> ids of the sources it makes.
+        grams: Tensor name -> Gram matrix, for founders in the span; see `founders_of`.
+        auto_alpha: Recipe without a layer scale -> what `layer_scale.alpha: auto` means for it.
 
     Raises:
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
@@ -75,7 +79,7 @@ def build_space(
     for item in gene_fields(operator):
         key = item.name
         value = body.get(key, "search" if item.default is None else item.default)
-        param, row = _parse(item, value, width if item.per_source else 1, f"merge.{key}")
+        param, row = parse_parameter(item, value, width if item.per_source else 1, f"merge.{key}")
         if param is not None:
             searched.append(param)
             resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
@@ -89,8 +93,14 @@ def build_space(
     space = SearchSpace(
         name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
     )
+    if LAYER_SCALE in body:
+        space, resolved[LAYER_SCALE] = with_layer_scale(
+            space, body[LAYER_SCALE], has_base=model.has_base, auto_alpha=auto_alpha
+        )
     if founders != "none":
-        proposals = _founders(space, model, founders, in_span=in_span, virtual=virtual or {})
+        proposals = founders_of(
+            space, model, founders, in_span=in_span, virtual=virtual or {}, grams=grams
+        )
         space = replace(space, founders=proposals)
     return space, resolved | settings
 
@@ -98,7 +108,8 @@ def build_space(
 def _operator(body: Mapping[str, Any]) -> tuple[str, Any]:
     """Return name and class of the merge method; refuses keys it does not have."""
     name, operator = named_class(merge_operators, body, "merge")
-    known = [*(item.name for item in gene_fields(operator)), *setting_names(operator), "groups"]
+    genes = [item.name for item in gene_fields(operator)]
+    known = [*genes, *setting_names(operator), "groups", LAYER_SCALE]
     for key in body:
         if key != "name" and key not in known:
             raise ConfigError(
@@ -121,7 +132,7 @@ def _check_fit(name: str, operator: Any, model: ModelSpace, n_experts: int) -> N
         )
 
 
-def _parse(
+def parse_parameter(
     item: GeneField, value: Any, columns: int, where: str
 ) -> tuple[SearchedParam | None, FloatArray]:
     """Return (searched, _) or (None, (columns,) fixed values)."""
@@ -179,91 +190,11 @@ def _legal(item: GeneField, values: list[Any], where: str) -> FloatArray:
 
 def _settings(operator: type, name: str, body: Mapping[str, Any]) -> dict[str, Setting]:
     """Return the operator's settings with defaults filled in, validated by type."""
-    names = setting_names(operator)
-    given = {key: body[key] for key in names if key in body}
-    fields = getattr(operator, "__dataclass_fields__")  # noqa: B009 (typed as `type`)
-    defaults = {key: fields[key].default for key in names}
+    defaults = default_settings(operator)
+    given = {key: body[key] for key in defaults if key in body}
     genes = {item.name: item for item in gene_fields(operator)}
     stand_ins = {
         key: (item.gene.low,) if item.per_source else item.gene.low for key, item in genes.items()
     }
     checked = check_keywords(operator, {**stand_ins, **given}, "merge", name, Path())
-    return {key: checked.get(key, defaults[key]) for key in names}
-
-
-def _founders(
-    space: SearchSpace,
-    model: ModelSpace,
-    which: str,
-    *,
-    in_span: bool,
-    virtual: Mapping[str, tuple[str, ...]],
-) -> tuple[Proposal, ...]:
-    """Return the zero-search recipes: each parent, the mean, task arithmetic at three scales.
-
-    Mean and task arithmetic are those of the models; a transform whose results add up to a merge
-    contributes that merge.
-
-    All are raw linear recipes over the sources, so a one-hot row is that parent bit for bit.
-    Where the space itself can say the same thing, its own form is used, so that algorithms
-    that search its vectors can learn from it.
-    """
-    k = len(model.sources)
-    made = {source for ids in virtual.values() for source in ids}
-    experts = np.array([float(source not in made) for source in model.sources])
-    if model.has_base:
-        experts[0] = 0.0
-    rows: dict[str, FloatArray] = {
-        f"founder: {source}": np.eye(k)[i] for i, source in enumerate(model.sources)
-    }
-    if which == "all":
-        for label, ids in virtual.items():
-            row = np.array([float(source in ids) for source in model.sources])
-            row[0] = 1.0 - row.sum()
-            rows[f"founder: {label}"] = row
-    if which == "all" and experts.any():
-        rows["founder: mean of the models"] = experts / experts.sum()
-        if model.has_base:
-            for scale in (0.3, 0.5, 1.0):
-                row = scale * experts
-                row[0] = 1.0 - row.sum()
-                rows[f"founder: task arithmetic {scale:g}"] = row
-    proposals: list[Proposal] = []
-    seen: set[bytes] = set()
-    for origin, row in rows.items():
-        key = np.round(row, 12).tobytes()
-        if key not in seen:
-            seen.add(key)
-            recipe = _raw(space, row) if in_span else _say(space, row)
-            proposals.append(Proposal(recipe, (), origin))
-    if which == "all" and not in_span and space.searched:
-        initial = space.decode(space.initial())
-        if initial.digest() not in {proposal.recipe.digest() for proposal in proposals}:
-            proposals.append(Proposal(initial, (), "founder: initial values"))
-    return tuple(proposals)
-
-
-def _raw(space: SearchSpace, row: FloatArray) -> Recipe:
-    return Recipe("linear", space.sources, {"weights": row[None]}, "global", None, RAW_LINEAR)
-
-
-def _say(space: SearchSpace, row: FloatArray) -> Recipe:
-    """Return source coefficients (K,) as a recipe of the space if it can, else raw linear."""
-    raw = _raw(space, row)
-    if len(space.searched) != 1 or space.searched[0].name != "weights":
-        return raw
-    if space.operator == "task_arithmetic" and np.isclose(row.sum(), 1.0):
-        lambda_ = space.fixed.get("lambda_")
-        weights = row[1:]
-        plain = space.settings.get("normalize") is False and lambda_ is not None
-        if not plain or not np.all(lambda_ == 1.0):
-            return raw
-    elif space.operator == "linear":
-        weights = row
-        if space.settings.get("normalize") is not False and not np.isclose(row.sum(), 1.0):
-            return raw
-    else:
-        return raw
-    params = dict(space.fixed) | {"weights": np.tile(weights, (space.n_groups, 1))}
-    own = Recipe(space.operator, space.sources, params, space.grouping, None, space.settings)
-    return own if space.encode(own) is not None else raw
+    return {key: checked.get(key, default) for key, default in defaults.items()}

@@ -2,10 +2,10 @@
 
 Understood: the methods `linear`, `task_arithmetic`, `slerp`, `nuslerp`, `multislerp`, `karcher`,
 `model_stock`, `ties`, `dare_linear`, `dare_ties`, `della`, `della_linear`, `breadcrumbs`,
-`breadcrumbs_ties`, `sce`, `nearswap`, `arcee_fusion`, `ram` and `ramplus_tl`; numbers, gradients
-over layers and `{filter, value}` lists for `weight`, `density`, `lambda`, `t` and their like;
-slices only when they are the whole models. Everything else is refused by name, so that no config
-silently gives another model than mergekit would.
+`breadcrumbs_ties`, `sce`, `nearswap`, `arcee_fusion`, `ram`, `ramplus_tl` and `passthrough`;
+numbers, gradients over layers and `{filter, value}` lists for `weight`, `density`, `lambda`, `t`
+and their like; slices of whole models (`mergekit_slices` reads the others). Everything else is
+refused by name, so that no config silently gives another model than mergekit would.
 
 Differs from mergekit: arithmetic in float32 with one rounding to the output dtype, whatever
 `dtype` says; random masks of DARE and DELLA come from another generator; the quartiles of
@@ -28,12 +28,12 @@ from evomerge.config.mergekit_fields import (
     Rule,
     check_keys,
     mappings,
-    parse_constant,
     parse_dtype,
     parse_flag,
     parse_model,
     parse_parameters,
 )
+from evomerge.config.mergekit_settings import settings_of
 from evomerge.config.schema import ModelConfig
 from evomerge.config.yaml_file import read_yaml
 from evomerge.core.grouping import assign_groups
@@ -78,10 +78,12 @@ _PARAMETERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "multislerp": (("weight",), ("normalize_weights", "int8_mask")),
     "karcher": ((), ("max_iter", "tol", "int8_mask")),
     "model_stock": ((), ("filter_wise", "int8_mask")),
+    "passthrough": (("scale",), ("int8_mask",)),
 }
 # Numbers beside `weight`, `density` and `lambda`: mergekit's key -> (our parameter, its default).
 _NUMBERS: dict[str, dict[str, tuple[str, float | None]]] = {
     "slerp": {"t": ("t", None)},
+    "passthrough": {"scale": ("scale", 1.0)},
     "della": {"epsilon": ("epsilon", 0.15)},
     "della_linear": {"epsilon": ("epsilon", 0.15)},
     "breadcrumbs": {"gamma": ("gamma", 0.01)},
@@ -91,9 +93,13 @@ _NUMBERS: dict[str, dict[str, tuple[str, float | None]]] = {
     "ram": {"epsilon": ("epsilon", 1e-5)},
     "ramplus_tl": {"r": ("r", 0.1), "alpha": ("alpha", 0.2), "epsilon": ("epsilon", 1e-5)},
 }
+# Parameters that mergekit looks up for each model, under the tensor's name in that model.
+_OWN = ("weights", "density", "gamma", "scale")
 _PAIRS = ("slerp", "nearswap", "arcee_fusion")
 _OUR_NAMES = {"multislerp": "nlerp", "ramplus_tl": "ram_plus"}
-_WITHOUT_BASE = ("linear", "nuslerp", "multislerp", "karcher")
+_WITHOUT_BASE = ("linear", "nuslerp", "multislerp", "karcher", "passthrough")
+
+Row = Mapping[str, float | tuple[float, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +147,11 @@ class MergePlan:
                 "evomerge merges whole models only"
             )
         names = [tensor.spec.name for tensor in space.merged]
-        rows = [self._row(name, depth_of(name, n_layers)) for name in names]
+        return self.lay_over(space, [self.row(name, depth_of(name, n_layers)) for name in names])
+
+    def lay_over(self, space: ModelSpace, rows: Sequence[Row]) -> Recipe:
+        """Return the recipe that gives the merged tensors of a space these rows; see `recipe`."""
+        names = [tensor.spec.name for tensor in space.merged]
         for grouping in ("global", "layer", "kind", "module"):
             _, groups = assign_groups(grouping, names)
             firsts = {group: index for index, group in reversed(list(enumerate(groups)))}
@@ -164,10 +174,19 @@ class MergePlan:
             raise ConfigError(f"{self.path}: {error}") from None
         return recipe
 
-    def _row(self, name: str, t: float) -> dict[str, float | tuple[float, ...]]:
+    def row(self, name: str, t: float, own_names: Sequence[str] = ()) -> Row:
+        """Return the operator's parameters for one tensor.
+
+        Args:
+            name: Its name in the merged model.
+            t: Where it sits, from `depth_of`.
+            own_names: Its name in each model, base first; () when it is `name` in all.
+        """
         row: dict[str, float | tuple[float, ...]] = {}
         for key, rules in self.rules.items():
-            found = [evaluate(rule, name, t) for rule in rules]
+            is_own = key in _OWN or (key == "epsilon" and self.operator.startswith("della"))
+            names = own_names[-len(rules) :] if own_names and is_own else (name,) * len(rules)
+            found = [evaluate(rule, own, t) for rule, own in zip(rules, names, strict=True)]
             if None in found:
                 model = [self.base_model, *self.models][found.index(None) - len(found)]
                 of = f" of {model.model}" if key == "weights" and model is not None else ""
@@ -204,7 +223,8 @@ def read_mergekit(path: Path) -> MergePlan:
         raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
-def _read(body: dict[str, Any], path: Path) -> MergePlan:
+def check_method(body: Mapping[str, Any]) -> str:
+    """Return the file's `merge_method`; ConfigError for keys or a method that are not read."""
     check_keys(body, _TOP_KEYS, "")
     method = body.get("merge_method")
     if not isinstance(method, str) or method not in _PARAMETERS:
@@ -212,8 +232,37 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
         hint = nearest(str(method), (*_PARAMETERS, *delta_transforms.names()))
         known = ", ".join((*_PARAMETERS, *delta_transforms.names()))
         raise ConfigError(f"merge_method: {what}{hint} Known: {known}.")
+    return method
+
+
+def _read(body: dict[str, Any], path: Path) -> MergePlan:
+    check_method(body)
+    return plan_entries(body, path, *_entries(body))
+
+
+def plan_entries(
+    body: Mapping[str, Any],
+    path: Path,
+    entries: Entries,
+    base_entry: Any,
+    levels: Sequence[tuple[str, Any]],
+    n_layers: int | None,
+) -> MergePlan:
+    """Return what the file asks for in one slice, or for whole models.
+
+    Args:
+        body: The file.
+        path: The file, for messages.
+        entries: Its models, with their place in the file.
+        base_entry: What it has for `base_model`.
+        levels: Its common parameters with their place, what counts first in front.
+        n_layers: Layers the models must have; None for any number.
+
+    Raises:
+        ConfigError: It asks for something evomerge does not do.
+    """
+    method = check_method(body)
     for_model, common = _PARAMETERS[method]
-    entries, base_entry, levels, n_layers = _entries(body)
     base = None if base_entry is None else parse_model(base_entry, "base_model")
     shared: dict[str, Rule] = {}
     for where, level in levels:
@@ -229,6 +278,10 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
         own[repr(model)] = parse_parameters(
             entry.get("parameters"), where, for_model, method, common
         )
+    if method == "passthrough":
+        base = None  # only whose config and tokenizer the result gets; see `mergekit_slices`
+        if len(models) != 1:
+            raise ConfigError(f"passthrough: takes one model at a time, got {len(models)}")
     is_listed = base in models
     experts = [model for model in models if model != base]
     weighted = experts
@@ -272,60 +325,11 @@ def _read(body: dict[str, Any], path: Path) -> MergePlan:
     if "lambda" in common:
         params["lambda_"] = ((*shared.get("lambda", ()), Condition(1.0)),)
     flags = {key: parse_flag(rule, key) for key, rule in shared.items() if key in FLAGS}
-    settings = _settings(method, flags)
-    if method == "karcher":
-        settings |= _karcher_settings(shared)
+    settings = settings_of(method, flags, shared)
     return MergePlan(
         path, _OUR_NAMES.get(method, method), base, tuple(experts), params, settings,
         parse_dtype(body), n_layers,
     )  # fmt: skip
-
-
-def _karcher_settings(shared: Mapping[str, Rule]) -> dict[str, Setting]:
-    """Return the end of the iteration, mergekit's defaults where the file has none."""
-    n_steps = parse_constant(shared.get("max_iter", (Condition(10.0),)), "max_iter")
-    if n_steps != int(n_steps):
-        raise ConfigError(f"parameters.max_iter: {n_steps:g} is not a whole number")
-    tol = parse_constant(shared.get("tol", (Condition(1e-5),)), "tol")
-    return {"max_iter": int(n_steps), "tol": tol}
-
-
-def _settings(method: str, flags: Mapping[str, bool]) -> dict[str, Setting]:
-    normalize = flags.get("normalize")
-    if method == "linear":
-        return {"normalize": normalize is not False}
-    if method == "task_arithmetic":
-        return {"normalize": bool(normalize)}
-    if method in ("slerp", "karcher", "sce", "nearswap"):
-        return {"compat": "mergekit"}
-    if method in ("arcee_fusion", "ram", "ramplus_tl"):
-        return {}
-    if method.startswith("breadcrumbs"):
-        if flags.get("rescale"):
-            raise ConfigError(f"parameters.rescale: evomerge's {method} does not rescale")
-        if method == "breadcrumbs":
-            return {"compat": "mergekit", "normalize": bool(normalize)}
-        return {"compat": "mergekit", "divisor": "signed_weights" if normalize else "none"}
-    if method == "multislerp":
-        return {"compat": "mergekit", "normalize": flags.get("normalize_weights", True)}
-    if method == "model_stock":
-        return {"compat": "mergekit", "filter_wise": flags.get("filter_wise", False)}
-    if method == "nuslerp":
-        # mergekit's "row wise" normalises along axis 0.
-        axis = 0 if flags.get("nuslerp_row_wise") else -1
-        return {"flatten": flags.get("nuslerp_flatten", True), "axis": axis}
-    if method == "ties":
-        return {
-            "compat": "mergekit",
-            "divisor": "none" if normalize is False else "signed_weights",
-            "rescale": "l1" if flags.get("rescale") else "none",
-        }
-    rescale = {"compat": "mergekit", "rescale": "l1" if flags.get("rescale", True) else "none"}
-    if method == "della":
-        return {**rescale, "divisor": "none" if normalize is False else "signed_weights"}
-    if method in ("dare_linear", "della_linear"):
-        return {**rescale, "normalize": bool(normalize)}
-    return {**rescale, "divisor": "signed_weights" if normalize else "none"}
 
 
 def _entries(body: dict[str, Any]) -> tuple[Entries, Any, list[tuple[str, Any]], int | None]:
@@ -339,7 +343,7 @@ def _entries(body: dict[str, Any]) -> tuple[Entries, Any, list[tuple[str, Any]],
     slices = mappings(body["slices"], "slices", ("sources", "base_model", "parameters"))
     if len(slices) != 1:
         raise ConfigError(
-            f"slices: {len(slices)} slices stack parts of models; evomerge merges whole models only"
+            f"slices: {len(slices)} slices stack parts of models; `read_slices` reads them"
         )
     where, only = slices[0]
     sources = mappings(

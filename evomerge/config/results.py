@@ -9,10 +9,14 @@ import numpy as np
 from evomerge.config.build import build_objectives
 from evomerge.config.workers import read_run_config
 from evomerge.core.candidate import Candidate
+from evomerge.core.constrained_front import ConstrainedFront
+from evomerge.core.feasibility import Feasibility
 from evomerge.core.front_rows import front_rows
-from evomerge.core.pareto import FrontArchive, ParetoFront, frozen_reference
+from evomerge.core.hypervolume_estimate import VolumeEstimate, estimate_hypervolume
+from evomerge.core.pareto import ParetoFront, frozen_reference
 from evomerge.errors import ConfigError, RunError
 from evomerge.search.events import Event, candidate_of
+from evomerge.seeding import generator
 from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder, check_header
 
@@ -34,9 +38,17 @@ class RunResults:
         self.header = check_header(events.pop(0), folder.journal) if events else {}
         self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
-        self._archive = FrontArchive(n_objectives=len(self.objectives))
+        self._front = ConstrainedFront(
+            self.objectives.constraints, n_objectives=len(self.objectives)
+        )
         for event in self.scored:
-            self._archive.add(int(event["id"]), np.array(event["objectives"]))
+            candidate_id = int(event["id"])
+            self._front.add(
+                candidate_id,
+                np.array(event["objectives"]),
+                np.array(event.get("measured", [])),
+                str(self.asked[candidate_id]["origin"]),
+            )
 
     @property
     def scored(self) -> list[Event]:
@@ -49,8 +61,8 @@ class RunResults:
         return len(self.told) - len(self.scored)
 
     def front(self) -> ParetoFront:
-        """Return the Pareto front."""
-        return self._archive.front()
+        """Return the Pareto front; see `ConstrainedFront` for runs with constraints."""
+        return self._front.front()
 
     def objectives_of(self, candidate_id: int) -> dict[str, float]:
         """Return objective -> value of a scored candidate.
@@ -74,14 +86,41 @@ class RunResults:
             raise ConfigError(f"candidate {candidate_id} does not exist in {self.folder.path}")
         return candidate_of(self.asked[candidate_id], self.config.seed)
 
-    def front_members(self) -> list[dict[str, Any]]:
-        """Return the front as JSON-ready rows, best first objective first."""
+    @property
+    def front_is_feasible(self) -> bool:
+        """Whether the front's members keep all constraints."""
+        return self._front.is_feasible
+
+    @property
+    def feasibility(self) -> Feasibility:
+        """The constraints and what is known of their bounds."""
+        return self._front.feasibility
+
+    def measured_of(self, candidate_id: int) -> dict[str, float]:
+        """Return constraint -> measured value of a scored candidate; {} without constraints."""
+        event = next(e for e in self.scored if int(e["id"]) == candidate_id)
+        names = (str(item) for item in self.objectives.constraints)
+        return dict(zip(names, event.get("measured", []), strict=True))
+
+    def is_feasible(self, candidate_id: int) -> bool:
+        """Return whether a scored candidate keeps all constraints."""
+        return self.feasibility.is_feasible(np.array(list(self.measured_of(candidate_id).values())))
+
+    def front_members(self, front: ParetoFront | None = None) -> list[dict[str, Any]]:
+        """Return a front (None: the run's) as JSON-ready rows, best first objective first."""
         digests = {candidate_id: str(asked["digest"]) for candidate_id, asked in self.asked.items()}
-        rows = front_rows(self.front(), self.objectives.names, digests)
-        for row in rows:
-            asked = self.asked[row["candidate"]]
-            row |= {"origin": asked["origin"], "parents": asked["parents"]}
-        return rows
+        rows = front_rows(self.front() if front is None else front, self.objectives.names, digests)
+        return [self._with_facts(row) for row in rows]
+
+    def _with_facts(self, row: dict[str, Any]) -> dict[str, Any]:
+        asked = self.asked[row["candidate"]]
+        row = row | {"origin": asked["origin"], "parents": asked["parents"]}
+        if self.objectives.constraints:
+            row |= {
+                "feasible": self.is_feasible(row["candidate"]),
+                "constraints": self.measured_of(row["candidate"]),
+            }
+        return row
 
     def hypervolume(self) -> float | None:
         """Return the hypervolume over the reference frozen when the founders were scored."""
@@ -92,9 +131,23 @@ class RunResults:
             if "error" not in event:
                 seen.append(event["objectives"])
             if not pending and seen:
-                self._archive.set_reference(frozen_reference(np.array(seen)))
-                return self._archive.hypervolume()
+                self._front.set_reference(frozen_reference(np.array(seen)))
+                return self._front.hypervolume()
         return None
+
+    def hypervolume_estimate(self) -> VolumeEstimate | None:
+        """Return the hypervolume of a front of more objectives than are computed exactly.
+
+        The same at every call; None where `hypervolume` has the exact value, or before the
+        founders are scored.
+        """
+        exact, reference = self.hypervolume(), self._front.reference
+        if exact is not None or reference is None:
+            return None
+        members = (
+            self.front().objectives if self.front_is_feasible else np.zeros((0, len(reference)))
+        )
+        return estimate_hypervolume(members, reference, generator(self.config.seed, "hypervolume"))
 
     def status(self) -> dict[str, Any]:
         """Return state (running, interrupted or done), counts, best values and front size."""
@@ -103,11 +156,15 @@ class RunResults:
         # What a warm start took over was told as well, and is no part of the budget.
         budget = self.config.budget.evaluations + int(self.header.get("warm", 0))
         best: dict[str, dict[str, Any]] = {}
+        eligible = self.scored
+        if self.objectives.constraints:
+            members = set(self.front().candidate_ids.tolist())
+            eligible = [event for event in self.scored if int(event["id"]) in members]
         for index, name in enumerate(self.objectives.names):
-            if self.scored:
-                top = max(self.scored, key=lambda e: float(e["objectives"][index]))
+            if eligible:
+                top = max(eligible, key=lambda e: float(e["objectives"][index]))
                 best[name] = {"candidate": top["id"], "value": top["objectives"][index]}
-        return {
+        facts = {
             "run": str(self.folder.path),
             "state": self._state(budget),
             "done": len(self.told),
@@ -120,6 +177,14 @@ class RunResults:
             "algorithm": self.config.algorithm["name"],
             "merge": self.config.merge["name"],
         }
+        estimate = self.hypervolume_estimate()
+        if estimate is not None:
+            facts["hypervolume"] = estimate.value
+            facts["hypervolume_interval"] = [estimate.low, estimate.high]
+        if self.objectives.constraints:
+            facts["feasible"] = self._front.n_feasible
+            facts["constraints"] = self.feasibility.describe()
+        return facts
 
     def _state(self, budget: int) -> str:
         if is_driven(self.folder.path):

@@ -83,6 +83,24 @@ class ObjectiveConfig(_Section):
     tasks: dict[str, float] = Field(min_length=1)
 
 
+class ConstraintConfig(_Section):
+    """A bound that a front's candidates keep; see `config.constraints`.
+
+    Attributes:
+        task: What is measured, or
+        tasks: a weighted mean of several.
+        name: What it is called; None: the task.
+        at_least: Lower bound: a number, or a text such as "0.95 * base".
+        at_most: Upper bound.
+    """
+
+    task: str | None = None
+    tasks: dict[str, float] | None = Field(default=None, min_length=1)
+    name: str | None = None
+    at_least: float | str | None = None
+    at_most: float | str | None = None
+
+
 class BudgetConfig(_Section):
     """When to stop. May be changed on resume."""
 
@@ -150,13 +168,15 @@ class RunConfig(_Section):
     algorithm: Annotated[Named, BeforeValidator(_named)]
     tasks: list[TaskConfig] = Field(min_length=1)
     objectives: list[ObjectiveConfig] = Field(default_factory=list)
+    constraints: list[ConstraintConfig] = Field(default_factory=list)
     budget: BudgetConfig
     search: SearchConfig = SearchConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     def replay_part(self) -> dict[str, Any]:
         """Return everything a replay depends on: all but the name, budget and runtime."""
-        idle = set() if self.transforms else {"transforms"}  # as before there was the key
+        # Empty ones are left out: headers stay as they were before there was the key.
+        idle = {key for key in ("transforms", "constraints") if not getattr(self, key)}
         return self.model_dump(mode="json", exclude={"name", "budget", "runtime", *idle})
 
 
@@ -212,6 +232,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "transforms": TransformConfig,
     "tasks": TaskConfig,
     "objectives": ObjectiveConfig,
+    "constraints": ConstraintConfig,
     "budget": BudgetConfig,
     "search": SearchConfig,
     "runtime": RuntimeConfig,

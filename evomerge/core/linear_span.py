@@ -149,7 +149,7 @@ class LinearSpan:
     def segments(self, recipe: Recipe) -> Segments | None:
         """Return a recipe as segments, or None when it is not a raw linear recipe of this span."""
         raw = recipe.operator == "linear" and recipe.settings.get("normalize") is False
-        if not raw or recipe.sources != self.sources:
+        if not raw or recipe.sources != self.sources or set(recipe.params) != {"weights"}:
             return None
         weights = recipe.params["weights"]
         if recipe.grouping == SEGMENTS and recipe.breaks is not None:

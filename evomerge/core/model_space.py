@@ -167,6 +167,25 @@ def align(headers: Sequence[SourceHeader], *, has_base: bool) -> ModelSpace:
     return ModelSpace(tuple(ids), has_base, tuple(tensors), left_out, untied)
 
 
+def lone(header: SourceHeader) -> ModelSpace:
+    """Return the space of one model: its float tensors are merged, the others copied.
+
+    For methods that need no second model, such as a scaled stack of layers.
+    """
+    tensors: list[SpaceTensor] = []
+    offset = 0
+    for name in sorted(header.tensors, key=order_key):
+        if name in header.tied:
+            continue  # some checkpoints store the shared tensor twice
+        spec = header.tensors[name]
+        if spec.dtype in FLOAT_DTYPES:
+            tensors.append(SpaceTensor(spec, "merge", "", offset))
+            offset += spec.n_elements
+        else:
+            tensors.append(SpaceTensor(spec, "copy", f"not a float tensor ({spec.dtype})", -1))
+    return ModelSpace((header.id,), False, tuple(tensors), {})
+
+
 def _untie(
     headers: Sequence[SourceHeader],
 ) -> tuple[list[dict[str, TensorSpec]], bool]:

@@ -1,4 +1,4 @@
-"""Pick candidates off a front by a short text: `knee`, `best:math` or `weights math=1,ja=2`.
+"""Pick candidates off a front by a short text: `knee`, `best:math` or `weights:math=1,ja=2`.
 
 Shapes: F candidates on the front, M objectives, all maximised.
 """
@@ -16,7 +16,7 @@ from evomerge.core.pareto import ParetoFront
 from evomerge.errors import ConfigError, nearest
 
 RHO = 1e-3  # weight of the sum in the augmented Tchebycheff distance
-RULES = ("knee", "best:<objective>", "weights a=1,b=2", "all", "candidate:<id>")
+RULES = ("knee", "best:<objective>", "weights:a=1,b=2", "all", "candidate:<id>")
 
 
 def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
@@ -26,7 +26,7 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     ``knee``              the best compromise: M = 2, farthest above the line between the
                           extremes; M > 2, the largest trade-off (see `_trade_off`)
     ``best:<objective>``  the highest value of one objective
-    ``weights a=1,b=2``   nearest to the ideal point by augmented Tchebycheff distance on
+    ``weights:a=1,b=2``   nearest to the ideal point by augmented Tchebycheff distance on
                           the normalised front; objectives not named weigh 0
     ``all``               the whole front
     ``candidate:<id>``    that candidate, on the front or not: the caller knows which exist

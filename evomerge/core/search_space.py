@@ -18,7 +18,7 @@ class SearchedParam:
     """One searched parameter.
 
     Attributes:
-        name: Operator field.
+        name: Operator field, or a parameter of the layer scale.
         width: Values per group: number of weighted sources, or 1.
         per_source: Whether rows are (width,) arrays or plain numbers.
         low: Value at 0 of the unit interval.
@@ -95,16 +95,16 @@ class SearchSpace:
             and recipe.sources == self.sources
             and recipe.grouping == self.grouping
             and recipe.settings == dict(self.settings)
+            and set(recipe.params) == {*self.fixed, *(item.name for item in self.searched)}
             and all(
-                name in recipe.params and np.array_equal(recipe.params[name], value)
-                for name, value in self.fixed.items()
+                np.array_equal(recipe.params[name], value) for name, value in self.fixed.items()
             )
         )
         if not same:
             return None
         parts = []
         for item in self.searched:
-            if item.name not in recipe.params or recipe.params[item.name].shape[0] != self.n_groups:
+            if recipe.params[item.name].shape[0] != self.n_groups:
                 return None
             unit = (recipe.params[item.name].reshape(-1) - item.low) / (item.high - item.low)
             if (unit < -1e-12).any() or (unit > 1.0 + 1e-12).any():

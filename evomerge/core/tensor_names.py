@@ -103,6 +103,17 @@ def _section(layer: int | None, kind: str, inside: str) -> Section:
     return "tail" if is_tail else "stem"
 
 
+def block_parts(name: str) -> tuple[str, int, str] | None:
+    """Return what stands before, is, and follows the layer index; None outside the blocks.
+
+    The index is that of `place`; an expert's index stays in what follows.
+    """
+    found = _LAYER.search(name)
+    if found is None:
+        return None
+    return name[: found.start(1)], int(found.group(1)), name[found.end(1) :]
+
+
 def count_layers(names: Iterable[str]) -> int:
     """Return the number of layers of the model with tensors of these names."""
     layers = (place(name).layer for name in names)

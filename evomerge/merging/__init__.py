@@ -13,7 +13,6 @@ from evomerge.merging import (  # noqa: F401  (importing registers them)
     karcher,
     layer_swap,
     linear,
-    lines,
     localize_and_stitch,
     magmax,
     model_stock,

@@ -10,7 +10,9 @@ import numpy as np
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
 from evomerge.core.recipe import Recipe
+from evomerge.core.tensor_names import count_layers
 from evomerge.merging.evo_merging import EvoMerging
+from evomerge.merging.layer_scale import LayerScaled
 from evomerge.merging.linear import Linear
 from evomerge.merging.low_rank import LowRank, concatenate, read_factors
 from evomerge.merging.operator import MergeOperator
@@ -38,6 +40,7 @@ class AdapterChange:
         self._breaks = recipe.breaks
         self._sources = sources
         self._base = space.sources[0]
+        self._n_layers = count_layers(tensor.spec.name for tensor in space.tensors)
         merged = [tensor.spec.name for tensor in space.merged]
         self._row_of: dict[str, int] = {}
         if recipe.breaks is None:
@@ -50,7 +53,12 @@ class AdapterChange:
         parts = self._parts(tensor)
         if operator is None or parts is None:
             return None
-        return _change(operator, parts, tensor.spec.name, has_base=self._roles.base is not None)
+        name, has_base = tensor.spec.name, self._roles.base is not None
+        if not isinstance(operator, LayerScaled):
+            return _change(operator, parts, name, has_base=has_base)
+        change = _change(operator.operator, parts, name, has_base=has_base)
+        scale = operator.scale.at(name, self._n_layers)
+        return None if change is None else concatenate([change], [scale])
 
     def _operator(self, tensor: SpaceTensor) -> MergeOperator | None:
         """Return the operator of the whole tensor, None when segments divide it."""

@@ -46,10 +46,10 @@ def _places(tensors: TensorInputs, expert: int) -> tuple[Tensor, int]:
     shape = tuple(tensors.experts[expert].shape)
     codes = tensors.rank_codes(expert)
     if codes is None and tensors.experts[expert].device.type == "cpu" and has_rank_codes(shape):
-        codes = rank_codes(tensors.deltas[expert])
+        codes = rank_codes(tensors.delta(expert))
     if codes is not None:
         return codes.reshape(-1), row_length(shape) - 1
-    return row_ranks(tensors.deltas[expert]).reshape(-1), 1
+    return row_ranks(tensors.delta(expert)).reshape(-1), 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -328,15 +328,15 @@ def row_rank_codes(
 
 
 def statistics_for(
-    operator: type | None,
+    operators: Sequence[type] | None,
     space: ModelSpace,
     sources: Mapping[str, TensorSource],
     cache: TensorCache,
 ) -> list[Statistic]:
-    """Return the kinds that an operator class needs, small ones first; None: all but blocks."""
+    """Return the kinds that operator classes need, small ones first; None: all but blocks."""
 
     def is_needed(flag: str) -> bool:
-        return operator is None or bool(getattr(operator, flag, False))
+        return operators is None or _is_needed(operators, flag)
 
     found: list[Statistic] = []
     if is_needed("needs_gram"):
@@ -351,33 +351,38 @@ def statistics_for(
     return found
 
 
+def _is_needed(operators: Sequence[type], flag: str) -> bool:
+    return any(getattr(operator, flag, False) for operator in operators)
+
+
 def derive_for(
-    operator: type,
+    operator: type | Sequence[type],
     space: ModelSpace,
     sources: Mapping[str, TensorSource],
     cache: TensorCache | None = None,
     *,
     leave_out: Collection[str] = (),
 ) -> Derived:
-    """Return what an operator class needs.
+    """Return what operator classes need.
 
     Args:
-        operator: Registered merge operator.
+        operator: Registered merge operator, or several that one search mixes.
         space: The aligned models.
         sources: Every one of them by id.
         cache: With one, everything is found in it or computed into it now. Without one, Grams
             are computed now, global thresholds when they are asked for, the rest per candidate.
         leave_out: Kinds that are not computed, only used if the cache has them.
     """
-    needs_gram = bool(getattr(operator, "needs_gram", False))
+    operators = [operator] if isinstance(operator, type) else operator
     if cache is None:
-        needs_thresholds = bool(getattr(operator, "needs_thresholds", False))
+        needs_gram = _is_needed(operators, "needs_gram")
+        needs_thresholds = _is_needed(operators, "needs_thresholds")
         return Derived(
             tensor_grams(space, sources) if needs_gram else {},
             GlobalThresholds(space, sources) if needs_thresholds and space.has_base else None,
         )
     kinds = {
-        statistic.kind: statistic for statistic in statistics_for(operator, space, sources, cache)
+        statistic.kind: statistic for statistic in statistics_for(operators, space, sources, cache)
     }
     for statistic in kinds.values():
         if statistic.kind not in leave_out:

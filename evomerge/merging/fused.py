@@ -27,6 +27,8 @@ _PER_THREAD = 1 << 20
 _CPU_PASS, _GPU_PASS = 1 << 17, 1 << 26
 
 Array = np.ndarray[Any, Any]
+# ((weight, tensor) pairs, out) -> whether the result is known to be finite; see `weighted_sum`
+WeightedSum = Callable[[Sequence[tuple[float, Tensor]], Tensor], bool]
 
 
 def as_array(tensor: Tensor) -> Array | None:

@@ -104,7 +104,7 @@ def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -
         # The density as it is drawn, to 2**-16: the mean over masks is exactly the task vector.
         factor = 65536 / keep.below
     elif rescale == "l1":
-        delta = tensors.deltas[expert].reshape(-1)
+        delta = tensors.delta(expert).reshape(-1)
         left = absolute_sum(keep.apply(delta))
         factor = absolute_sum(delta) / left if left else 1.0
     return replace(keep, factor=factor)
@@ -120,7 +120,6 @@ class _Pass:
         directions: -1 where a negative weight turns an expert's vote.
         weights: Factor of each task vector in the sum.
         shares: What each expert that agrees adds to the divisor.
-        scale: Common factor of the result.
     """
 
     order: tuple[int, ...]
@@ -128,7 +127,6 @@ class _Pass:
     directions: tuple[float, ...]
     weights: tuple[float, ...]
     shares: tuple[float, ...]
-    scale: float
     passes: Passes | None
     divides: bool
 
@@ -187,11 +185,11 @@ def _numbers(
     shares = [
         0.0 if is_weighted and weight == 0.0 else share(weight, divisor) for weight in weights
     ]
-    sums = list(weights)
+    sums = [scale * weight for weight in weights]
     divides = divisor != "none"
     if vote is None and divides:
         below = math.fsum(shares)
-        sums = [weight / below if below else weight for weight in weights]
+        sums = [weight / below if below else weight for weight in sums]
         divides = False
     return _Pass(
         order,
@@ -199,7 +197,6 @@ def _numbers(
         tuple(math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights),
         tuple(sums),
         tuple(shares),
-        scale,
         vote,
         divides,
     )
@@ -215,7 +212,7 @@ def _torch(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Te
             keeps[k].apply(delta[start : start + step], start)
             for k, delta in zip(numbers.order, deltas, strict=True)
         ]
-        merged = _combine(parts, numbers).mul_(numbers.scale)
+        merged = _combine(parts, numbers)
         write_rounded(target[start : start + step], merged.add_(base[start : start + step].float()))
 
 
@@ -271,6 +268,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         has_factors=any(keep.factor != 1.0 for keep in chosen),
         are_deltas=known is not None,
         vote={None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
+        turns=any(direction < 0.0 for direction in numbers.directions),
         divides=numbers.divides,
     )
 
@@ -291,7 +289,6 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         floats(numbers.directions),
         floats(numbers.weights),
         floats(numbers.shares),
-        np.float32(numbers.scale),
     )
 
     def part(start: int, stop: int) -> bool:

@@ -16,6 +16,7 @@ from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
 from evomerge.merging.derived import Derived, change_basis, derive_for
+from evomerge.merging.fused import WeightedSum, weighted_sum
 from evomerge.merging.low_rank import LowRank, read_factors
 from evomerge.merging.operator import (
     FiniteResults,
@@ -58,6 +59,7 @@ def materialize(
     names: Collection[str] | None = None,
     into: Mapping[str, Tensor] | None = None,
     operators: Sequence[MergeOperator] | None = None,
+    add: WeightedSum | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of the merged model, in the order of `space.tensors`.
 
@@ -77,6 +79,7 @@ def materialize(
             resident model's parameter. Used where dtype, shape and device fit and the merge
             method can; the yielded tensor is then this one.
         operators: From `build_operators`, when at hand.
+        add: Computes weighted sums, perhaps later: results are then not checked to be finite.
 
     Raises:
         ConfigError: The recipe does not fit the space; see `build_operators`.
@@ -96,6 +99,7 @@ def materialize(
         count_layers(tensor.spec.name for tensor in space.tensors),
         bool(getattr(cls, "needs_factors", False)),
         into or {},
+        add,
     )
     merged = [tensor.spec.name for tensor in space.merged]
     rows: tuple[int, ...] = ()
@@ -116,6 +120,7 @@ class _Job:
     n_layers: int
     needs_factors: bool
     into: Mapping[str, Tensor]
+    add: WeightedSum | None
     finite: FiniteResults = field(default_factory=FiniteResults)
 
     def target(self, tensor: SpaceTensor, dtype: torch.dtype) -> Tensor | None:
@@ -170,6 +175,7 @@ class _Job:
             rank_codes=self._per_expert(self.derived.rank_codes, name, stop),
             into=into,
             finite=self.finite,
+            add=self.add or weighted_sum,
         )
 
     def _per_expert(
@@ -236,7 +242,8 @@ def _stream(
             merged = operators[row_of[name]].merge(inputs)
         else:
             merged = _merge_segments(job, operators, tensor, dtype)
-        _check_merged(tensor, merged, dtype, job.finite)
+        if job.add is None:
+            check_merged(tensor, merged, dtype, job.finite)
         yield name, merged
 
 
@@ -264,9 +271,10 @@ def _merge_segments(
     return out
 
 
-def _check_merged(
+def check_merged(
     tensor: SpaceTensor, merged: Tensor, dtype: torch.dtype, finite: FiniteResults
 ) -> None:
+    """Check shape, dtype, and that a merged tensor not among `finite` holds only finite numbers."""
     name = tensor.spec.name
     if tuple(merged.shape) != tensor.spec.shape or merged.dtype != dtype:
         raise EvaluationError(

@@ -27,6 +27,7 @@ from evomerge.merging.breadcrumbs import Band, Breadcrumbs, BreadcrumbsTies
 from evomerge.merging.dare import DareLinear, DareTies
 from evomerge.merging.della import Della, DellaLinear
 from evomerge.merging.karcher import Karcher
+from evomerge.merging.layer_scale import layer_scales
 from evomerge.merging.linear import Linear
 from evomerge.merging.model_stock import ModelStock
 from evomerge.merging.nearswap import NearSwap
@@ -126,6 +127,8 @@ def _config(
 ) -> dict[str, Any]:
     if recipe.grouping == SEGMENTS:
         raise _NotSayableError("the recipe changes weights inside tensors (split points)")
+    if layer_scales(recipe.params):
+        raise _NotSayableError("mergekit cannot scale the merged task vector by layer (LiNeS)")
     made = next((source for source in recipe.sources if source not in model_refs), None)
     if made is not None:
         raise _NotSayableError(f"{made!r} is computed by a transform, not a model that it can open")

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from evomerge.core.arrays import FloatArray
 from evomerge.core.genes import Gene
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
@@ -73,9 +74,19 @@ class ModelStock(OperatorDefaults):
             )
         if self.filter_wise and not tensors.is_vector:
             return self._merge_rows(tensors)
-        points = torch.from_numpy(required_gram(tensors)[1:, 1:].copy())
+        return tensors.weighted_sum(self.coefficients(required_gram(tensors)))
+
+    def coefficients(self, gram: FloatArray) -> tuple[float, ...]:
+        """Return (K,) coefficients over the sources for one t per tensor.
+
+        Args:
+            gram: (K, K) of the tensor over (s_0, s_1 - s_0, …), the base first; two experts or
+                more.
+        """
+        n_experts = len(gram) - 1
+        points = torch.from_numpy(gram[1:, 1:].copy())
         share = float(self._shares(points[:, :, None])) * self.multiplier / n_experts
-        return tensors.weighted_sum(over_base([share] * n_experts))
+        return over_base([share] * n_experts)
 
     def _merge_rows(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor with one t per row, from Gram matrices of the rows."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import ConfigError
-from evomerge.merging.fused import weighted_sum
+from evomerge.merging.fused import WeightedSum, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import QuantileTable, kth_magnitude, n_kept, snapped
@@ -143,6 +143,7 @@ class TensorInputs:
         into: Where the result may be written, contiguous, of the result's shape and dtype; None
             for a new tensor. Undefined content; an operator need not use it.
         finite: Results that a kernel has found finite as it wrote them.
+        add: What `weighted_sum` computes with; it may do so later.
     """
 
     name: str
@@ -160,6 +161,7 @@ class TensorInputs:
     rank_codes: Callable[[int], Tensor | None] = _no_table
     into: Tensor | None = None
     finite: FiniteResults = field(default_factory=FiniteResults)
+    add: WeightedSum = weighted_sum
 
     @property
     def is_vector(self) -> bool:
@@ -178,14 +180,14 @@ class TensorInputs:
         float32 differences of bf16 or fp16 tensors are exact whenever the two are within
         a factor of two (Sterbenz); deltas rounded to bf16 would not be.
         """
+        return tuple(self.delta(expert) for expert in range(len(self.experts)))
+
+    def delta(self, expert: int) -> Tensor:
+        """Return one float32 task vector; unlike `deltas`, it is not kept, and all may not fit."""
         if self.base is None:
             raise ConfigError(f"{self.name}: task vectors need a base model")
-        base = self.base.float()
-        exact = self.exact_deltas or (None,) * len(self.experts)
-        return tuple(
-            expert.float() - base if delta is None else delta
-            for expert, delta in zip(self.experts, exact, strict=True)
-        )
+        exact = self.exact_deltas[expert] if self.exact_deltas else None
+        return self.experts[expert].float() - self.base.float() if exact is None else exact
 
     def threshold(
         self, expert: int, density: float, *, scope: Scope = "tensor", exact: bool = False
@@ -212,9 +214,9 @@ class TensorInputs:
         """Return the magnitude of this tensor's `count`-th largest element; see `threshold`."""
         table = self.quantiles(expert)
         if table is None:
-            delta = self.deltas[expert]
+            delta = self.delta(expert)
             return kth_magnitude(delta, count if exact else snapped(count, delta.numel()))
-        return table.exactly_at(count, self.deltas[expert]) if exact else table.at(count)
+        return table.exactly_at(count, self.delta(expert)) if exact else table.at(count)
 
     def weighted_sum(self, coefficients: Sequence[float] | FloatArray) -> Tensor:
         """Return sum_k coefficients[k] * sources[k], accumulated in float32, rounded once.
@@ -245,7 +247,7 @@ class TensorInputs:
         out = self.empty_result()
         if len(terms) == 1 and terms[0][0] == 1.0:
             out.copy_(terms[0][1])
-        elif weighted_sum(terms, out):
+        elif self.add(terms, out):
             self.finite.add(out)
         return out
 

@@ -21,6 +21,12 @@ def _setting_hints(operator: type) -> dict[str, Any]:
     return {name: hints[name] for name in setting_names(operator)}
 
 
+def default_settings(operator: type) -> dict[str, Any]:
+    """Return the operator's settings with their defaults."""
+    defaults = {item.name: item.default for item in fields(operator)}
+    return {name: defaults[name] for name in setting_names(operator)}
+
+
 def check_fields(operator: Any, *, where: str = "") -> None:
     """Check that every gene is legal and every setting has the type it is annotated with.
 

@@ -12,8 +12,9 @@ from evomerge.core.arrays import FloatArray, IntArray
 from evomerge.core.genes import gene_fields
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
-from evomerge.core.recipe import SEGMENTS, Recipe
+from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.errors import ConfigError
+from evomerge.merging.layer_scale import LayerScale, LayerScaled, layer_scales, own_params
 from evomerge.merging.operator import MergeOperator, merge_operators
 from evomerge.merging.parameters import check_fields, check_names, require_fields
 
@@ -71,7 +72,7 @@ def group_labels(recipe: Recipe, space: ModelSpace) -> tuple[str, ...]:
 
 
 def build_operators(recipe: Recipe, space: ModelSpace) -> list[MergeOperator]:
-    """Return one checked operator per group.
+    """Return one checked operator per group, a `LayerScaled` one where the recipe has a scale.
 
     Raises:
         ConfigError: The recipe names an unknown operator, source, parameter or setting; rows
@@ -93,11 +94,20 @@ def build_operators(recipe: Recipe, space: ModelSpace) -> list[MergeOperator]:
             f"{len(labels)} groups here ({', '.join(labels[:3])}{', …' if len(labels) > 3 else ''})"
         )
     check_names(cls, recipe.settings, where="recipe: settings")
-    require_fields(cls, recipe.params, where="recipe: params")
+    params, scales = own_params(recipe.params), layer_scales(recipe.params)
+    if scales and roles.base is None:
+        raise ConfigError(
+            "recipe: layer_scale scales task vectors and needs the base first in `sources`; they "
+            f"are {', '.join(recipe.sources)}"
+        )
+    require_fields(cls, params, where="recipe: params")
     over_sources = getattr(cls, "weights_over", "experts") == "sources"
     over = recipe.sources if over_sources else roles.experts
-    _check_shapes(cls, recipe.params, over)
-    return [_build_one(cls, recipe, row, label) for row, label in enumerate(labels)]
+    _check_shapes(cls, params, over)
+    operators = [
+        _build_one(cls, params, recipe.settings, row, label) for row, label in enumerate(labels)
+    ]
+    return _scaled(operators, scales)
 
 
 def _check_sources(cls: Any, recipe: Recipe, roles: Roles) -> None:
@@ -136,13 +146,25 @@ def _check_shapes(cls: type, params: Mapping[str, FloatArray], over: Sequence[st
             )
 
 
-def _build_one(cls: type, recipe: Recipe, row: int, label: str) -> MergeOperator:
+def _scaled(operators: list[MergeOperator], scales: Sequence[LayerScale]) -> list[MergeOperator]:
+    if not scales:
+        return operators
+    return [LayerScaled(part, scale) for part, scale in zip(operators, scales, strict=True)]
+
+
+def _build_one(
+    cls: type,
+    params: Mapping[str, FloatArray],
+    settings: Mapping[str, Setting],
+    row: int,
+    label: str,
+) -> MergeOperator:
     values = {
         name: tuple(value[row].tolist()) if value.ndim == 2 else float(value[row])
-        for name, value in recipe.params.items()
+        for name, value in params.items()
     }
     try:
-        built: MergeOperator = cls(**values, **recipe.settings)
+        built: MergeOperator = cls(**values, **settings)
         check_fields(built)
     except ConfigError as error:
         where = "" if label == "all" else f"group {label!r}: "

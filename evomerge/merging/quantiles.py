@@ -56,7 +56,14 @@ def snapped(count: int, n_elements: int) -> int:
 
 def kth_magnitude(delta: Tensor, count: int) -> float:
     """Return the magnitude of the `count`-th largest element, 1 the largest."""
-    return float(torch.kthvalue(delta.abs().reshape(-1), delta.numel() - count + 1).values)
+    rank = delta.numel() - count
+    magnitudes = delta.abs().reshape(-1)
+    if magnitudes.device.type != "cpu":
+        return float(torch.kthvalue(magnitudes, rank + 1).values)
+    # In place: torch would hold an int64 index of every element, three times as much memory.
+    values = magnitudes.numpy()
+    values.partition(rank)
+    return float(values[rank])
 
 
 def magnitude_threshold(delta: Tensor, density: float, *, exact: bool = False) -> float:

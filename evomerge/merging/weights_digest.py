@@ -11,7 +11,7 @@ class WeightsDigest:
     """Digest of names, dtypes, shapes and bytes; the order of `add` does not matter.
 
     XXH3-128, which runs at the speed of memory: it tells two merges apart and finds damage, but is
-    no defence against someone who forges weights; sources are hashed with BLAKE2 for that.
+    no defence against someone who forges weights.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,12 @@ def asked_event(candidate: Candidate) -> dict[str, Any]:
 
 
 def told_event(
-    evaluation: Evaluation, objectives: list[float] | None, row: int, scores_digest: str
+    evaluation: Evaluation,
+    objectives: list[float] | None,
+    row: int,
+    scores_digest: str,
+    *,
+    measured: list[float] | None = None,
 ) -> dict[str, Any]:
     """Return the event that a result is now known to the algorithm.
 
@@ -44,10 +49,13 @@ def told_event(
         objectives: (M,) values, None on failure.
         row: Row of the per-example scores in the side file (ignored on failure).
         scores_digest: Digest of that row.
+        measured: (C,) what the constraints measure; None in a run without constraints.
     """
     event: dict[str, Any] = {"kind": "told", "id": evaluation.candidate.id}
     if evaluation.error is not None:
         return event | {"error": evaluation.error}
+    if measured:
+        event["measured"] = measured
     return event | {
         "objectives": objectives,
         "row": row,

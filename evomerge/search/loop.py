@@ -17,9 +17,10 @@ import numpy as np
 
 from evomerge.algorithms.algorithm import SearchAlgorithm
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
+from evomerge.core.constrained_front import ConstrainedFront
 from evomerge.core.front_rows import front_rows
 from evomerge.core.objective import Objectives
-from evomerge.core.pareto import FrontArchive, frozen_reference
+from evomerge.core.pareto import frozen_reference
 from evomerge.core.population import Population
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import EvaluationError, ReplayError, RunError
@@ -75,7 +76,7 @@ class SearchLoop:
         self.log = log
         self.plan = plan
         self.population = Population(len(objectives))
-        self.front = FrontArchive(n_objectives=len(objectives))
+        self.front = ConstrainedFront(objectives.constraints, n_objectives=len(objectives))
         self.stop_requested = False
         self.n_asked = 0
         self.n_told = 0
@@ -263,10 +264,11 @@ class SearchLoop:
             self.log.append(told_event(evaluation, None, -1, ""))
             return
         values = [float(value) for value in self.objectives.values(evaluation)]
-        if not np.isfinite(values).all():
+        measured = [float(value) for value in self.front.feasibility.measure(evaluation)]
+        if not np.isfinite(values + measured).all():
             raise RunError(f"candidate {evaluation.candidate.id}: an objective is not finite")
         row, digest = self.log.append_scores(evaluation.flat_scores())
-        self.log.append(told_event(evaluation, values, row, digest))
+        self.log.append(told_event(evaluation, values, row, digest, measured=measured))
 
     def _learn(self, evaluation: Evaluation) -> bool:
         """Take a result into population, front and algorithm; return whether the front changed."""
@@ -274,7 +276,10 @@ class SearchLoop:
         self.n_told += 1
         values = None if evaluation.error is not None else self.objectives.values(evaluation)
         self.population.add(evaluation, values)
-        changed = values is not None and self.front.add(candidate.id, values)
+        changed = False
+        if values is not None:
+            measured = self.front.feasibility.measure(evaluation)
+            changed = self.front.add(candidate.id, values, measured, candidate.origin)
         if candidate.id < self._n_founders:
             self._founders_left -= 1
         if self.front.reference is None and self._founders_left <= 0 and len(self.population):
@@ -297,4 +302,7 @@ class SearchLoop:
 
     def front_json(self) -> list[dict[str, Any]]:
         """Return the front's members for front.json, best first objective first."""
-        return front_rows(self.front.front(), self.objectives.names, self._digests)
+        rows = front_rows(self.front.front(), self.objectives.names, self._digests)
+        if self.objectives.constraints:
+            rows = [row | {"feasible": self.front.is_feasible} for row in rows]
+        return rows

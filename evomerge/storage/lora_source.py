@@ -97,6 +97,7 @@ class LoraSource:
         self._tied, self._origins = self._untie()
         self._specs = self._make_specs()
         self._digests: Mapping[str, str] | None = None
+        self._digest: str | None = None
         self._last_delta: tuple[str, Tensor] | None = None
 
     @property
@@ -117,7 +118,9 @@ class LoraSource:
     @property
     def digest(self) -> str:
         """Content digest: 32 hex digits over every tensor's name, dtype, shape and content."""
-        return combined_digest(self._specs, self.fingerprint())
+        if self._digest is None:
+            self._digest = combined_digest(self._specs, self.fingerprint())
+        return self._digest
 
     def fingerprint(self) -> Mapping[str, str]:
         """Return tensor name -> 32-hex-digit digest; a touched one covers base and factors.
@@ -158,7 +161,7 @@ class LoraSource:
                 f"{self.path}: the kept digests name other tensors than the files hold. "
                 "Delete the kept digests and run again."
             )
-        self._digests = dict(digests)
+        self._digests, self._digest = dict(digests), None
 
     def stat_signature(self) -> list[list[str | int]]:
         """Return [file name, size in bytes, mtime in nanoseconds] of base and adapter files."""

@@ -78,6 +78,7 @@ class ModelFolder:
             name: file.specs[name] for name, file in self._owners.items()
         }
         self._digests: dict[str, str] | None = None
+        self._digest: str | None = None
         for spec in self.specs.values():
             _refuse_packed(spec, self._owners[spec.name].path)
 
@@ -90,7 +91,9 @@ class ModelFolder:
     @property
     def digest(self) -> str:
         """Content digest: 32 hex digits over every tensor's name, dtype, shape and bytes."""
-        return combined_digest(self.specs, self.fingerprint())
+        if self._digest is None:
+            self._digest = combined_digest(self.specs, self.fingerprint())
+        return self._digest
 
     @cached_property
     def tied(self) -> dict[str, str]:
@@ -120,7 +123,7 @@ class ModelFolder:
                 f"{self.path}: the kept digests name other tensors than the files hold. "
                 "Delete the kept digests and run again."
             )
-        self._digests = dict(digests)
+        self._digests, self._digest = dict(digests), None
 
     def stat_signature(self) -> list[list[str | int]]:
         """Return [file name, size in bytes, mtime in nanoseconds] of every file, by name.

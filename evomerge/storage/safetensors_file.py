@@ -8,7 +8,6 @@ Layout: 8 bytes little-endian header length n, n bytes of JSON, then the data se
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import re
@@ -21,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from evomerge.core.model_space import FLOAT_DTYPES, TensorSpec
@@ -150,13 +150,14 @@ class SafetensorsFile:
         """Return the content digest of one tensor, reading it in chunks.
 
         Returns:
-            32 hex digits: 16-byte BLAKE2b of dtype, shape and bytes.
+            32 hex digits: XXH3-128 of dtype, shape and bytes. It runs at the speed of memory and
+            tells files apart; it is no proof against someone who forges weights.
 
         Raises:
             SourceError: There is no such tensor, or a float element is NaN or infinite.
         """
         spec = self._spec(name)
-        hasher = hashlib.blake2b(f"{spec.dtype}{list(spec.shape)}".encode(), digest_size=16)
+        hasher = xxhash.xxh3_128(f"{spec.dtype}{list(spec.shape)}".encode())
         step = _CHUNK_BYTES // TORCH_DTYPES[spec.dtype].itemsize
         for start in range(0, spec.n_elements, step):
             chunk = self.read_range(name, start, min(start + step, spec.n_elements))
@@ -167,7 +168,8 @@ class SafetensorsFile:
                     f"{bad} of {spec.n_elements}. Merging would spread it; use another checkpoint."
                 )
             hasher.update(chunk.view(torch.uint8).numpy().data)
-        return hasher.hexdigest()
+        digest: str = hasher.hexdigest()
+        return digest
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self.specs:

@@ -15,14 +15,15 @@ from evomerge.merging import (
     consensus,
     dare,
     della,
-    lines,
     localize_and_stitch,
     magmax,
     nearswap,
     ram,
     sce,
+    task_arithmetic,
     ties,
 )
+from evomerge.merging.layer_scale import LayerScale, LayerScaled
 from evomerge.merging.philox import philox_uniform
 from evomerge.seeding import derive
 from tests.merging import oracles
@@ -243,17 +244,23 @@ def _ram_plus(s):
     return Reference(ram.RamPlus(**fixed), oracles.ram(s.base, s.deltas, **fixed), 2)
 
 
-def _lines(method):
+def _layer_scale(method):
     def case(s):
         w = s.weights(0.1, 1.0)
         alpha, beta, density = s.number(0.0, 1.0), s.number(0.0, 1.5), s.density()
         layer, n_layers = s.choice([(None, 4), (0, 1), (0, 4), (2, 4), (3, 4)])
         name = "model.norm.weight" if layer is None else f"model.layers.{layer}.mlp.w.weight"
         s.inputs = dataclasses.replace(s.inputs, name=name, n_layers=n_layers)
-        operator = lines.Lines(weights=w, alpha=alpha, beta=beta, density=density, method=method)
+        is_ties = method == "ties"
+        inner = (
+            ties.Ties(weights=w, density=density)
+            if is_ties
+            else task_arithmetic.TaskArithmetic(weights=w)
+        )
+        operator = LayerScaled(inner, LayerScale(alpha=alpha, beta=beta))
         zero = np.zeros_like(s.base)
         undecided = np.array(False)
-        if method == "task_arithmetic":
+        if not is_ties:
             merged = oracles.task_arithmetic(zero, s.deltas, w)
         elif is_exempt(s, operator):
             merged = oracles.without_vote(zero, s.deltas, w, lambda_=1.0, divisor="mean")
@@ -263,7 +270,7 @@ def _lines(method):
             merged = oracles.vote(zero, kept, w, lambda_=1.0, **fixed)
             undecided = undecided_votes(kept, w, is_weighted=False)
         place = {"alpha": alpha, "beta": beta, "layer": layer, "n_layers": n_layers}
-        expected = oracles.lines(s.base, merged, **place)
+        expected = oracles.layer_scale(s.base, merged, **place)
         return Reference(operator, expected, 3 * total_of(w), undecided)
 
     return case
@@ -306,8 +313,8 @@ def _ties_modes():
 
 ELEMENTWISE = {
     **{name: Case(_ties(**settings)) for name, settings in _ties_modes()},
-    "lines task_arithmetic": Case(_lines("task_arithmetic")),
-    "lines ties": Case(_lines("ties")),
+    "layer_scale task_arithmetic": Case(_layer_scale("task_arithmetic")),
+    "layer_scale ties": Case(_layer_scale("ties")),
     "dare_linear": Case(_dare(dare.DareLinear)),
     "dare_linear mergekit": Case(_dare(dare.DareLinear, compat="mergekit")),
     "dare_linear plain": Case(_dare(dare.DareLinear, rescale="none", vectors="include")),

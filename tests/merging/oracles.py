@@ -41,7 +41,7 @@ def passthrough(expert, scale):
     return scale * expert
 
 
-def lines(base, merged_delta, *, alpha, beta, layer, n_layers):
+def layer_scale(base, merged_delta, *, alpha, beta, layer, n_layers):
     """LiNeS: a merged task vector scaled by its depth; `layer` None outside the blocks."""
     depth = 0.0 if layer is None or n_layers == 1 else layer / (n_layers - 1)
     return base + (alpha + beta * depth) * merged_delta

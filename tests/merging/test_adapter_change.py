@@ -90,6 +90,13 @@ def test_other_methods_are_no_adapter(sources):
     assert [change.factors(tensor) for tensor in space_of(sources).merged] == [None, None]
 
 
+def test_a_merge_scaled_by_layer_is_still_an_adapter(sources):
+    params = {"weights": np.array([[0.5, 0.3]]), "layer_scale.alpha": np.array([0.25])}
+    recipe = Recipe("task_arithmetic", ("base", "x", "y"), params)
+    found = changes(recipe, sources)
+    assert {name: part.rank for name, part in found.items()} == {Q0: 4, Q1: 2}
+
+
 @pytest.mark.parametrize(("split", "exact"), [(20, {Q0, Q1}), (13, {Q1}), (33, {Q0})])
 def test_a_tensor_that_segments_divide_is_no_adapter(split, exact, sources):
     weights = np.array([[0.2, 0.5, 0.3], [0.1, 0.9, 0.0]])

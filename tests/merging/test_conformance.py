@@ -9,13 +9,10 @@ from evomerge.core.genes import Gene
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operators
 from evomerge.testing import check_merge_operator
 
-# lines: its two scales have no default, so weight 1 does not mean the expert itself.
-WAIVED = {"lines": {"lone_expert": False}}
-
 
 @pytest.mark.parametrize("name", merge_operators.names())
 def test_every_registered_operator_conforms(name):
-    check_merge_operator(name, **WAIVED.get(name, {}))
+    check_merge_operator(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from evomerge.merging.dare import DareLinear, DareTies
 from evomerge.merging.della import Della, DellaLinear
 from evomerge.merging.karcher import Karcher
 from evomerge.merging.linear import Linear
-from evomerge.merging.lines import Lines
 from evomerge.merging.localize_and_stitch import LocalizeAndStitch
 from evomerge.merging.magmax import MagMax
 from evomerge.merging.materialize import materialize
@@ -126,7 +125,6 @@ def spherical(t):
         ModelStock(),
         ModelStock(filter_wise=True),
         NormShare(weights=(1.0 - t, t)),
-        Lines(weights=(1.0 - t, t), alpha=0.5, beta=0.5),
     )
 
 
@@ -300,7 +298,6 @@ def test_methods_meet_where_their_definitions_do(inputs, data, density):
         (LocalizeAndStitch(**ones, vectors="include"), Ram(epsilon=0.0)),
         (RamPlus(r=0.0), Ram()),
         (NormShare(weights=weights, q=0.0), TaskArithmetic(weights=weights, normalize=True)),
-        (Lines(weights=weights, alpha=1.0, beta=0.0), TaskArithmetic(weights=weights)),
         (
             Sce(select=1.0, q=0.0, vectors="include"),
             Ties(**ones, vectors="include", divisor="mean"),

@@ -16,9 +16,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
-from evomerge.merging.kernels.intrinsics import fma, is_finite, load, store
+from evomerge.merging.kernels.intrinsics import (
+    fma,
+    is_finite,
+    larger,
+    load,
+    magnitude,
+    pointer,
+    store,
+)
 from evomerge.merging.philox import BLOCKS, ROUNDS, RUN
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -26,62 +34,56 @@ _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _STEP_0, _STEP_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _WORDS = 4 * BLOCKS
+# Bytes from one expert's random words to the next's: a run, a wrapped-around word, and padding.
+_STRIDE = 4 * _WORDS + 8
 _UNIT, _HALF_STEP = np.float32(2.0**-16), np.float32(0.5)
 
 _jit: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_jit
-def all_finite(values: Any) -> Any:
-    """Return whether every stored element is finite."""
-    n_bad = 0
-    for i in range(values.size):
-        if not is_finite(values[i]):
-            n_bad += 1
-    return n_bad == 0
+def _zero(out: Any) -> Any:
+    """Return the magnitude of a zero stored in `out`, which is overwritten later."""
+    store(out, 0, _ZERO)
+    return magnitude(out[0])
 
 
 @_jit
 def weighted_sum(out: Any, sources: Any, coefficients: Any) -> Any:
     """Out = sum_k coefficients[k] * sources[k]."""
-    finite = True
-    for start in range(0, out.size, RUN):
-        stop = min(start + RUN, out.size)
-        for i in range(np.uint64(start), np.uint64(stop)):
-            total = _ZERO
-            for k in range(len(sources)):
-                total = fma(coefficients[k], load(sources[k][i]), total)
-            store(out, i, total)
-        finite &= all_finite(out[start:stop])
-    return finite
+    largest = _zero(out)
+    for i in range(np.uint64(out.size)):
+        total = _ZERO
+        for k in range(len(sources)):
+            total = fma(coefficients[k], load(sources[k][i]), total)
+        store(out, i, total)
+        largest = larger(largest, magnitude(out[i]))
+    return is_finite(largest)
 
 
 @_jit
-def population_sum(outs: Any, sources: Any, coefficients: Any) -> Any:
+def population_sum(outs: Any, like: Any, sources: Any, coefficients: Any) -> Any:
     """outs[p] = sum_k coefficients[p, k] * sources[k], a run of the sources at a time.
 
     Args:
-        outs: (P, n).
+        outs: (P,) int64 addresses of the results, each of n elements like `like`.
+        like: Any array of the results' dtype.
         sources: (K,) tuple of (n,).
         coefficients: (P, K) float32.
     """
-    finite = True
-    n_elements, n_sources = outs.shape[1], len(sources)
-    loaded = np.empty((n_sources, RUN), np.float32)
+    n_elements = sources[0].size
+    largest = magnitude(like[0])
     for start in range(0, n_elements, RUN):
-        n = min(RUN, n_elements - start)
-        for k in range(n_sources):
-            for j in range(np.uint64(n)):
-                loaded[k, j] = load(sources[k][np.uint64(start) + j])
-        for p in range(outs.shape[0]):
-            out = outs[p, start : start + n]
-            for j in range(np.uint64(n)):
+        stop = min(start + RUN, n_elements)
+        for p in range(outs.size):
+            out = carray(pointer(outs[p]), (n_elements,), like.dtype)
+            for i in range(np.uint64(start), np.uint64(stop)):
                 total = _ZERO
-                for k in range(n_sources):
-                    total = fma(coefficients[p, k], loaded[k, j], total)
-                store(out, j, total)
-            finite &= all_finite(out)
-    return finite
+                for k in range(len(sources)):
+                    total = fma(coefficients[p, k], load(sources[k][i]), total)
+                store(out, i, total)
+                largest = larger(largest, magnitude(out[i]))
+    return is_finite(largest)
 
 
 @_jit
@@ -104,19 +106,6 @@ def _random_words(words: Any, first_block: Any, key_0: Any, key_1: Any) -> None:
         words[3, i] = np.uint32(c3)
 
 
-@_jit
-def _random_halves(drawn: Any, buffer: Any, first_block: Any, key_0: Any, key_1: Any) -> None:
-    """Fill (RUN,) uint16 with a run of `philox.random_halves`."""
-    _random_words(buffer[:_WORDS].reshape((4, BLOCKS)), first_block, key_0, key_1)
-    buffer[_WORDS] = buffer[0]
-    stream = buffer.view(np.uint8)
-    even, odd = stream[:RUN].view(np.uint16), stream[1 : RUN + 1].view(np.uint16)
-    for j in range(RUN // 2):
-        drawn[j] = even[j]
-    for j in range(RUN // 2):
-        drawn[RUN // 2 + j] = odd[j]
-
-
 @lru_cache
 def kept_sum(
     *,
@@ -128,6 +117,7 @@ def kept_sum(
     has_factors: bool,
     are_deltas: bool,
     vote: str,
+    turns: bool,
     divides: bool,
 ) -> Callable[..., Any]:
     """Return the kernel of `kept.merge_kept` for one combination of switches.
@@ -141,6 +131,7 @@ def kept_sum(
         has_factors: What is kept is multiplied by `factors`.
         are_deltas: `sources` hold task vectors instead of experts.
         vote: "elect", "touched" or "none".
+        turns: Some of `directions` are negative.
         divides: Divide by the shares of the experts that agree.
     """
     elects, passes_all = vote == "elect", vote == "none"
@@ -192,20 +183,22 @@ def kept_sum(
         directions: Any,
         weights: Any,
         shares: Any,
-        scale: Any,
         first: Any,
     ) -> Any:
         n_experts = len(sources)
-        buffer = np.zeros(_WORDS + 1, np.uint32)
-        drawn = np.zeros((n_experts, RUN), np.uint16)
-        finite = True
-        for start in range(0, out.size, RUN):
-            if is_random:
+        words = np.zeros((n_experts, _STRIDE // 4), np.uint32)
+        largest = _zero(out)
+        for start in range(0, out.size, RUN // 2):
+            half = start // (RUN // 2) % 2
+            if is_random and half == 0:
                 for k in range(n_experts):
                     block = (first + start) // 16
-                    _random_halves(drawn[k], buffer, block, keys[k, 0], keys[k, 1])
-            stop = min(start + RUN, out.size)
-            for j in range(np.uint64(stop - start)):
+                    planes = words[k, :_WORDS].reshape((4, BLOCKS))
+                    _random_words(planes, block, keys[k, 0], keys[k, 1])
+                    words[k, _WORDS] = words[k, 0]
+            # `philox.random_halves` of this half of the run, expert k's from k * _STRIDE / 2 on.
+            drawn = words.reshape(words.size).view(np.uint8)[half : half - 4].view(np.uint16)
+            for j in range(np.uint64(min(RUN // 2, out.size - start))):
                 i = np.uint64(start) + j
                 theta_0 = load(base[i])
                 elected = _ZERO
@@ -217,7 +210,7 @@ def kept_sum(
                             low[k],
                             high[k],
                             factors[k],
-                            drawn[k, j],
+                            drawn[np.uint64(k * _STRIDE // 2) + j],
                             last[k],
                             places[k][i],
                             chances,
@@ -232,13 +225,13 @@ def kept_sum(
                         low[k],
                         high[k],
                         factors[k],
-                        drawn[k, j],
+                        drawn[np.uint64(k * _STRIDE // 2) + j],
                         last[k],
                         places[k][i],
                         chances,
                     )
                     if elects:
-                        agrees = delta * (sign * directions[k]) > _ZERO
+                        agrees = delta * (sign * directions[k] if turns else sign) > _ZERO
                     elif passes_all:
                         agrees = True
                     else:
@@ -248,8 +241,8 @@ def kept_sum(
                         divisor += shares[k] if agrees else _ZERO
                 if divides:
                     total = total / (divisor if divisor != _ZERO else _ONE)
-                store(out, i, theta_0 + total * scale)
-            finite &= all_finite(out[start:stop])
-        return finite
+                store(out, i, theta_0 + total)
+                largest = larger(largest, magnitude(out[i]))
+        return is_finite(largest)
 
     return kernel  # type: ignore[no-any-return]

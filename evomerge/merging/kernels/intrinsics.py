@@ -27,17 +27,45 @@ def fma(_context: Any, _a: Any, _b: Any, _c: Any) -> Any:
     return signature, generate
 
 
+def _exponent(value: Any) -> tuple[Any, int, Any]:
+    """Return integer type, bits of the exponent and numba type of a stored element's bits."""
+    if value == types.uint16:
+        return _I16, 0x7F80, types.uint16
+    return _I32, 0x7F800000, types.uint32
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def is_finite(_context: Any, value: Any) -> Any:
-    """Return whether a stored element, float32 or the bits of a bfloat16, is finite."""
-    word, exponent = (_I16, 0x7F80) if value == types.uint16 else (_I32, 0x7F800000)
+def magnitude(_context: Any, value: Any) -> Any:
+    """Return the bits of a stored element, float32 or bfloat16, without the sign."""
+    word, _, kind = _exponent(value)
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         raw = args[0] if word is _I16 else builder.bitcast(args[0], word)
-        mask = ir.Constant(word, exponent)
-        return builder.icmp_unsigned("!=", builder.and_(raw, mask), mask)
+        ones = 0x7FFF if word is _I16 else 0x7FFFFFFF
+        return builder.and_(raw, ir.Constant(word, ones))
 
-    return types.boolean(value), generate
+    return kind(value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def larger(_context: Any, a: Any, b: Any) -> Any:
+    """Return the larger of two unsigned integers of one type, which numba would widen."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.select(builder.icmp_unsigned(">", args[0], args[1]), args[0], args[1])
+
+    return a(a, b), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def is_finite(_context: Any, bits: Any) -> Any:
+    """Return whether the magnitude of a finite element has these bits."""
+    word, exponent, _ = _exponent(bits)
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.icmp_unsigned("<", args[0], ir.Constant(word, exponent))
+
+    return types.boolean(bits), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -62,6 +90,16 @@ def _to_bfloat16(_context: Any, _value: Any) -> Any:
         return builder.trunc(builder.lshr(result, ir.Constant(_I32, 16)), _I16)
 
     return types.uint16(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(_context: Any, address: Any) -> Any:
+    """Return an address as a pointer for `numba.carray`."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(address), generate
 
 
 def load(value: Any) -> Any:

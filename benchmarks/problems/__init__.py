@@ -1,0 +1,1 @@
+"""The problems of benchmarks/search_quality.py, one file each."""

@@ -1,0 +1,95 @@
+"""Where to score first so that a quadratic can be fitted: single parents, centre, evenly spread.
+
+Shapes: n points, D dimensions, all points in the unit cube.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evomerge.core.arrays import FloatArray
+from evomerge.core.search_space import SearchSpace
+
+_TRIES = 40  # latin squares drawn; the one with the largest gap wins
+NEAR = 1e-6  # points closer than this are the same
+
+
+def single_parents(space: SearchSpace) -> FloatArray:
+    """Return (W, D) one-hot points: one model at weight 1, the others at 0, in every group.
+
+    Other parameters are at their initial values, weights are moved into their range. Empty for a
+    space without a parameter per source.
+    """
+    start = 0
+    for item in space.searched:
+        size = item.width * space.n_groups
+        if item.per_source:
+            rows = np.tile(np.eye(item.width), (1, space.n_groups))
+            points = np.tile(space.initial(), (item.width, 1))
+            points[:, start : start + size] = (rows - item.low) / (item.high - item.low)
+            return np.clip(points, 0.0, 1.0)
+        start += size
+    return np.zeros((0, space.dimension))
+
+
+def design(space: SearchSpace, n: int, known: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return (m, D) points to score so that, with the `known` ones, there are `n`.
+
+    The single parents and the initial values that are not known yet, then a latin square over
+    the whole cube, borders included: the best of several by the smallest distance between any two
+    points. m may be 0.
+
+    Args:
+        space: What the points belong to.
+        n: Wanted number of points, known ones included.
+        known: (k, D) points that are scored anyway.
+        rng: Source of all randomness.
+
+    Source: design of MAP's samples (algorithms.md §4). Differs: founders count, and the rest is
+    spread by a maximin latin square (Morris & Mitchell 1995) instead of a thinned grid.
+    """
+    chosen = list(known)
+    fixed: list[FloatArray] = []
+    for point in [*single_parents(space), space.initial()]:
+        if len(chosen) < n and not _is_near(point, chosen):
+            chosen.append(point)
+            fixed.append(point)
+    missing = n - len(chosen)
+    empty = np.zeros((0, space.dimension))
+    anchors = np.array(chosen).reshape(-1, space.dimension)
+    spread = latin_square(missing, anchors, rng) if missing > 0 else empty
+    return np.concatenate([np.array(fixed).reshape(-1, space.dimension), spread])
+
+
+def latin_square(n: int, anchors: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return (n, D) points whose coordinates are each a permutation of n even levels in [0, 1].
+
+    Args:
+        n: At least 1; one point alone is uniform.
+        anchors: (k, D) points to keep away from.
+        rng: Source of all randomness.
+    """
+    d = anchors.shape[1]
+    if n == 1:
+        return rng.random((1, d))
+    levels = np.linspace(0.0, 1.0, n)
+    best, best_gap = np.zeros((n, d)), -1.0
+    for _ in range(_TRIES):
+        points = np.stack([levels[rng.permutation(n)] for _ in range(d)], axis=1)
+        gap = _gap(points, anchors)
+        if gap > best_gap:
+            best, best_gap = points, gap
+    return best
+
+
+def _is_near(point: FloatArray, others: list[FloatArray]) -> bool:
+    return any(float(np.abs(point - other).max()) < NEAR for other in others)
+
+
+def _gap(points: FloatArray, anchors: FloatArray) -> float:
+    """Return the smallest squared distance between two points, or a point and an anchor."""
+    everything = np.concatenate([points, anchors])
+    squares = (everything**2).sum(axis=1)
+    away = squares[: len(points), None] + squares - 2.0 * points @ everything.T
+    away[np.arange(len(points)), np.arange(len(points))] = np.inf
+    return float(away.min())
