@@ -43,6 +43,7 @@ PAIR = Path(__file__).resolve().parents[2] / "shared" / "reference" / "m2n2_digi
 N_INPUTS, N_HIDDEN, N_CLASSES = 64, 256, 10
 N_WEIGHTS = (N_INPUTS + 1) * N_HIDDEN + (N_HIDDEN + 1) * N_CLASSES
 N_FITNESS = 1437
+CHUNK = 480  # digits per matrix product
 SIGMA = 0.01
 
 
@@ -57,7 +58,7 @@ class Digits:
         """Args: pixels: (N, 64), 0 to 16; labels: (N,)."""
         ones = np.ones((len(pixels), 1))
         self._inputs = np.ascontiguousarray(np.hstack([pixels, ones]), dtype=np.float32)
-        self._hidden = np.empty((len(pixels), N_HIDDEN), np.float32)
+        self._hidden = np.empty((CHUNK, N_HIDDEN), np.float32)
         self._labels = labels
 
     def predictions(self, weights: Weights) -> NDArray[np.intp]:
@@ -65,9 +66,14 @@ class Digits:
         cut = (N_INPUTS + 1) * N_HIDDEN
         first = weights[:cut].reshape(N_INPUTS + 1, N_HIDDEN)
         second = weights[cut:-N_CLASSES].reshape(N_HIDDEN, N_CLASSES)
-        np.matmul(self._inputs, first, out=self._hidden)
-        np.maximum(self._hidden, 0.0, out=self._hidden)
-        logits = self._hidden @ second
+        logits = np.empty((len(self._inputs), N_CLASSES), np.float32)
+        # In chunks: their hidden layer stays in the cache, as does what the search keeps there.
+        for start in range(0, len(logits), CHUNK):
+            inputs = self._inputs[start : start + CHUNK]
+            hidden = self._hidden[: len(inputs)]
+            np.matmul(inputs, first, out=hidden)
+            np.maximum(hidden, 0.0, out=hidden)
+            np.matmul(hidden, second, out=logits[start : start + CHUNK])
         logits += weights[-N_CLASSES:]
         classes: NDArray[np.intp] = logits.argmax(axis=1)
         return classes

@@ -107,9 +107,11 @@ class ProblemScorer:
     def __init__(self, problem: Problem) -> None:
         """Args: problem: whose candidates are scored."""
         self._problem = problem
+        self.recipes: dict[int, Recipe] = {}  # by candidate id
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Return scores, or the error of a candidate that cannot be merged."""
+        self.recipes[candidate.id] = candidate.recipe
         try:
             scores = self._problem.scores(candidate.recipe, "search")
         except (ConfigError, EvaluationError) as error:
@@ -120,21 +122,19 @@ class ProblemScorer:
 class Recorder:
     """Follows one loop; see `RunResult` for what it collects."""
 
-    def __init__(self, problem: Problem, checkpoints: list[int]) -> None:
-        """Args: checkpoints: budgets, rising."""
+    def __init__(
+        self, problem: Problem, recipes: Mapping[int, Recipe], checkpoints: list[int]
+    ) -> None:
+        """Args: recipes: by candidate id, grows with the search; checkpoints: budgets, rising."""
         self._problem = problem
+        self._recipes = recipes
         self._held_out: dict[str, FloatArray] = {}
-        self._recipes: dict[int, Recipe] = {}
         self._checkpoints = checkpoints
         self._reference: FloatArray | None = None
         self._reported = -1
         self.steps: list[tuple[int, float, float]] = []
         self.hypervolumes: list[float] = []
         self.seconds = 0.0  # of processor time spent here
-
-    def asked(self, candidate: Candidate) -> None:
-        """Remember a candidate's recipe."""
-        self._recipes[candidate.id] = candidate.recipe
 
     def after_tell(self, loop: SearchLoop) -> None:
         """Look at the loop after one more result."""
@@ -226,7 +226,8 @@ def run_search(
     keywords = dict(settings or {})
     if any(item.name == "budget_hint" for item in dataclasses.fields(cls)):
         keywords.setdefault("budget_hint", evaluations)
-    recorder = Recorder(problem, checkpoints)
+    scorer = ProblemScorer(problem)
+    recorder = Recorder(problem, scorer.recipes, checkpoints)
     try:
         loop = SearchLoop(
             algorithm=cls(**keywords),
@@ -236,16 +237,8 @@ def run_search(
             plan=LoopPlan(seed=seed, evaluations=evaluations, look_ahead=1),
             on_change=recorder.after_tell,
         )
-        executor = InProcessExecutor(ProblemScorer(problem))
-        submit = executor.submit
-
-        def remember(candidate: Candidate) -> None:
-            recorder.asked(candidate)
-            submit(candidate)
-
-        executor.submit = remember  # type: ignore[method-assign]
         started = time.process_time()
-        loop.run(executor)
+        loop.run(InProcessExecutor(scorer))
         seconds = time.process_time() - started - recorder.seconds
     except EvomergeError as error:
         return RunResult(problem.name, algorithm, seed, budget, note=str(error))

@@ -18,7 +18,7 @@ from evomerge.seeding import derive, generator
 NAME = "digits_four"
 SKILLS = {"012": (0, 1, 2), "34": (3, 4), "56": (5, 6), "789": (7, 8, 9)}
 _SEED = 3
-_N_SEARCH, _N_HELD_OUT, _N_BASE = 400, 500, 150
+_N_SEARCH, _N_HELD_OUT, _N_BASE = 700, 600, 150
 
 
 def is_available() -> str:

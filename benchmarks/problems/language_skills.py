@@ -50,10 +50,10 @@ def build(folder: Path) -> Problem:
 
         model.train()
         own = {skill: rows[_N_SEARCH + _N_HELD_OUT :] for skill, rows in data.items()}
-        models = {"base": learn(torch.cat(list(own.values())), "base", 220, 4e-3)}
+        models = {"base": learn(torch.cat(list(own.values())), "base", 120, 4e-3)}
         for skill in SKILLS:
             model.load_state_dict(models["base"])
-            models[skill] = learn(own[skill], skill, 300, 1.5e-3)
+            models[skill] = learn(own[skill], skill, 150, 1.5e-3)
         return models
 
     models = trained_once(folder / f"{NAME}.safetensors", train)

@@ -4,8 +4,18 @@ Every built-in algorithm is listed here by hand; importing this package register
 """
 
 from evomerge.algorithms import (  # noqa: F401  (importing registers them)
+    amortized_pareto,
+    basis_refresh,
+    cycle_qd,
+    evo_merging,
+    frank_wolfe,
+    genome,
+    genome_plus,
+    greedy_soup,
     m2n2,
+    model_swarms,
     nevergrad_adapter,
     optuna_adapter,
+    pso_merging,
     random_search,
 )

@@ -7,12 +7,13 @@ algorithm is a pure function of its seed and of the order of `ask` and `tell` ca
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from evomerge.core.candidate import Evaluation, Proposal
 from evomerge.core.objective import Objectives
+from evomerge.core.pareto_surrogate import ParetoSurrogate
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 from evomerge.registry import Registry
@@ -41,6 +42,15 @@ class SearchAlgorithm(Protocol):
 
         A failed evaluation has `error` set and no scores.
         """
+        ...
+
+
+@runtime_checkable
+class HasSurrogate(Protocol):
+    """A search algorithm that can say what it expects of points it never scored."""
+
+    def surrogate(self) -> ParetoSurrogate | None:
+        """Return surrogates of all that was told; None before there is enough."""
         ...
 
 

@@ -76,6 +76,7 @@ class GenerationAlgorithm:
         self._space, self._objectives, self._rng = space, objectives, rng
         self._mixture = mixture(self.weights, objectives, "algorithm.weights")
         self._founders: list[Point] = []
+        self._known: dict[bytes, Point] = {}  # scored points, by vector
         self._batch: list[Point] = []
         self._queue: deque[Point] = deque()
         self._pending: Pending[Point] = Pending()
@@ -118,17 +119,17 @@ class GenerationAlgorithm:
             self._founders.append(point)
         point.value = float(self._mixture @ self._objectives.values(evaluation))
         point.id = candidate.id
+        self._known.setdefault(point.vector.tobytes(), point)
 
     def _point(self, vector: FloatArray, origin: str, *parents: Point) -> Point:
         """Return a point to score, clipped to the search space."""
         ids = tuple(parent.id for parent in parents)
         return Point(np.clip(vector, 0.0, 1.0), origin, ids)
 
-    def _founder_or(self, vector: FloatArray, origin: str) -> Point:
-        """Return the founder scored at this very vector, or else a point to score."""
+    def _known_or(self, vector: FloatArray, origin: str) -> Point:
+        """Return the point, perhaps a founder, scored at this very vector, or one to score."""
         point = self._point(vector, origin)
-        same = (item for item in self._founders if np.array_equal(item.vector, point.vector))
-        return next(same, point)
+        return self._known.get(point.vector.tobytes(), point)
 
 
 def require_within(name: str, value: float, low: float, high: float = np.inf) -> None:

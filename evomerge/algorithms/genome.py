@@ -91,9 +91,17 @@ class Genome(GenerationAlgorithm):
             return random_pairs(corners(self._space), self.population_size, self._rng)
         self._compete(done)
         if len(self._members) < 2 or self._stale >= self.patience:
-            self._members = self._members[:1]
-            self._stale = 0
-            return random_pairs(corners(self._space), self.population_size, self._rng)
+            return self._restart()
+        return self._next_generation()
+
+    def _restart(self) -> list[Point]:
+        """Begin anew with random pairs; the best member stays to compete with them."""
+        self._members = self._members[:1]
+        self._stale = 0
+        return random_pairs(corners(self._space), self.population_size, self._rng)
+
+    def _next_generation(self) -> list[Point]:
+        """Return what to score once the population has been selected."""
         return self._children()
 
     def _compete(self, done: list[Point]) -> None:

@@ -82,7 +82,7 @@ class ModelSwarms(SwarmAlgorithm):
         self._record = -np.inf
         self._stale = 0
         models = corners(self._space)
-        points = [self._founder_or(model, "model") for model in models]
+        points = [self._known_or(model, "model") for model in models]
         while len(points) < self.population_size:
             a, b = self._rng.permutation(len(models))[:2]
             share = 2.0 * self._rng.random()
@@ -98,7 +98,8 @@ class ModelSwarms(SwarmAlgorithm):
         return rest[int(self._rng.integers(len(rest)))].vector - position.vector
 
     def _moves(self) -> list[Point]:
-        assert self._best is not None and self._worst is not None
+        assert self._best is not None
+        assert self._worst is not None
         found = max(particle.best.fitness for particle in self._particles)
         self._stale = 0 if found > self._record else self._stale + 1
         self._record = max(found, self._record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import random
 import sys
 import warnings
@@ -21,6 +22,7 @@ from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.feasibility import Feasibility
 from evomerge.core.objective import Objectives, mixture
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, UnknownNameError, nearest
@@ -120,8 +122,9 @@ def optimizer_class(name: str) -> Any:
 class NevergradAlgorithm:
     """What all algorithms on top of nevergrad share.
 
-    Several objectives are reduced to their weighted mean. Founders that the search space can
-    express are told as they come, where the optimizer accepts points it did not ask for.
+    Several objectives are reduced to their weighted mean. What misses a constraint gets the
+    highest loss so far plus the sum of the misses. Founders that the search space can express are
+    told as they come, where the optimizer accepts points it did not ask for.
 
     Attributes:
         num_workers: Evaluations in flight that the optimizer plans for (a larger population
@@ -162,6 +165,8 @@ class NevergradAlgorithm:
         self._mixture = mixture(self.weights, objectives, "algorithm.weights")
         self._pending: Pending[Any] = Pending()
         self._worst: float | None = None
+        self._feasibility = Feasibility(objectives.constraints)
+        self._highest = -math.inf
         self._name = self._optimizer_for(space.dimension)
         seed = int(rng.integers(2**32))
         self._probe(seed)
@@ -221,7 +226,7 @@ class NevergradAlgorithm:
             if asked is not None:
                 self._tell_engine(asked, self._bad_loss())
             return
-        loss = -float(self._mixture @ self._objectives.values(evaluation))
+        loss = self._loss(evaluation)
         self._worst = loss if self._worst is None else max(self._worst, loss)
         if asked is not None:
             self._tell_engine(asked, loss)
@@ -229,6 +234,15 @@ class NevergradAlgorithm:
         vector = self._space.encode(evaluation.candidate.recipe)
         if vector is not None:
             self._tell_founder(vector, loss)
+
+    def _loss(self, evaluation: Evaluation) -> float:
+        loss = -float(self._mixture @ self._objectives.values(evaluation))
+        measured = self._feasibility.measure(evaluation)
+        self._feasibility.learn(evaluation.candidate.origin, measured)
+        violation = self._feasibility.violation(measured)
+        # Among those that miss a bound the miss alone decides: a sum with the loss could cancel.
+        self._highest = max(self._highest, loss)
+        return self._highest + violation if violation > 0.0 else loss
 
     def _bad_loss(self) -> float:
         # Finite and near the others: model-based optimizers would be thrown by an outlier.

@@ -5,19 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from evomerge.core.arrays import FloatArray, ScoreArray
-from evomerge.core.niching import (
-    Capacity,
-    attraction,
-    lift,
-    roulette,
-    shared_fitness,
-)
+from evomerge.core.niching import Capacity, lift, roulette, weighted_sums, worth
 
 Genome = TypeVar("Genome")
 
@@ -46,6 +40,31 @@ class Offspring(Generic[Genome]):
 
     genome: Genome
     parents: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What is derived from the members' scores, and holds until a member is replaced.
+
+    Attributes:
+        rows: (P, N) scores, none negative.
+        crowd: (N,) their sum.
+        best: (N,) their maximum.
+        shared: (N,) worth of one unit of score under full sharing.
+        fitness: (P,) shared fitness.
+        is_lifted: Whether the scores had to be shifted, see `niching.lift`.
+        is_binary: Whether all scores are 0 or 1.
+        attractions: Member -> (P,) attraction of all to it, where it was asked for.
+    """
+
+    rows: FloatArray
+    crowd: FloatArray
+    best: FloatArray
+    shared: FloatArray
+    fitness: FloatArray
+    is_lifted: bool
+    is_binary: bool
+    attractions: dict[int, FloatArray] = field(default_factory=dict)
 
 
 class NicheSearch(Generic[Genome]):
@@ -86,8 +105,8 @@ class NicheSearch(Generic[Genome]):
         self._ids: list[int] = []
         self.members: list[Genome] = []
         self._seen: set[bytes] = set()
-        self._lifted: FloatArray | None = None  # cache of `_comparable`
-        self._fitness: FloatArray | None = None
+        self._view: _View | None = None  # of the members, until one enters
+        self._scratch: FloatArray = np.empty((0, 0))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -128,12 +147,15 @@ class NicheSearch(Generic[Genome]):
             Whether it entered.
 
         Raises:
-            ValueError: N differs from the first tell's.
+            ValueError: N differs from the first tell's, or a score is not finite.
         """
         if self._scores is None:
             self._scores = np.zeros((self._size + 1, len(scores)))
+            self._scratch = np.empty_like(self._scores)
         if len(scores) != self._scores.shape[1]:
             raise ValueError(f"expected {self._scores.shape[1]} scores, got {len(scores)}")
+        if not np.isfinite(scores).all():
+            raise ValueError("a score is not finite")
         filled = len(self.members)
         self._scores[filled] = scores
         if filled < self._size:
@@ -141,23 +163,44 @@ class NicheSearch(Generic[Genome]):
             self.members.append(genome)
             self._ids.append(member_id)
         else:
-            rows = lift(self._scores)
-            slot = int(shared_fitness(rows, self._alpha, self._capacity).argmin())
+            slot = int(self._contest().argmin())
             if slot == self._size:
                 return False
             self._scores[slot] = scores
             self.members[slot] = genome
             self._ids[slot] = member_id
-        self._lifted = self._fitness = None
+        self._view = None
         return True
 
-    def _comparable(self) -> tuple[FloatArray, FloatArray]:
-        """Return the members' (P, N) scores, none negative, and their (P,) shared fitness."""
-        if self._lifted is None or self._fitness is None:
+    def _contest(self) -> FloatArray:
+        """Return (P + 1,) shared fitness of a full archive and the row that was put last."""
+        assert self._scores is not None
+        view, newcomer = self._members_view(), self._scores[-1]
+        if view.is_lifted or newcomer.min() < 0.0:
+            rows = lift(self._scores)
+            crowd, best = rows.sum(axis=0), rows.max(axis=0)
+        else:
+            # What `sum` and `max` over all rows give, to the bit: NumPy adds rows in order.
+            rows = self._scores
+            crowd, best = view.crowd + newcomer, np.maximum(view.best, newcomer)
+        values = worth(crowd, best, self._alpha, self._capacity)
+        return weighted_sums(rows, values, self._scratch)
+
+    def _members_view(self) -> _View:
+        """Return what choosing parents and replacing members needs to know of the archive."""
+        if self._view is None:
             assert self._scores is not None
-            self._lifted = lift(self._scores[: len(self.members)])
-            self._fitness = shared_fitness(self._lifted, self._alpha, self._capacity)
-        return self._lifted, self._fitness
+            stored = self._scores[: len(self.members)]
+            rows = lift(stored)
+            crowd, best = rows.sum(axis=0), rows.max(axis=0)
+            values = worth(crowd, best, self._alpha, self._capacity)
+            shared = values if self._alpha == 1.0 else worth(crowd, best, 1.0, self._capacity)
+            fitness = weighted_sums(rows, values, self._scratch[: len(rows)])
+            is_binary = bool(((rows == 0.0) | (rows == 1.0)).all())
+            self._view = _View(
+                rows, crowd, best, shared, fitness, rows is not stored, is_binary
+            )
+        return self._view
 
     def _breed(self) -> Offspring[Genome]:
         if len(self.members) < 2:
@@ -167,7 +210,20 @@ class NicheSearch(Generic[Genome]):
         return Offspring(child, (self._ids[a], self._ids[b]))
 
     def _pick_parents(self) -> tuple[int, int]:
-        scores, fitness = self._comparable()
-        a = roulette(fitness, self._rng)
-        pull = attraction(scores, a, self._capacity) if self._use_attraction else fitness
+        view = self._members_view()
+        a = roulette(view.fitness, self._rng)
+        pull = self._attraction(view, a) if self._use_attraction else view.fitness
         return a, roulette(pull, self._rng, exclude=a)
+
+    def _attraction(self, view: _View, member: int) -> FloatArray:
+        """Return `niching.attraction` of the members to one of them."""
+        if member not in view.attractions:
+            scratch, own = self._scratch[: len(view.rows)], view.rows[member]
+            if view.is_binary:  # the same products at half the cost
+                lacking = np.where(own == 0.0, view.shared, 0.0)
+                view.attractions[member] = weighted_sums(view.rows, lacking, scratch)
+            else:
+                gains = np.subtract(view.rows, own, out=scratch)
+                np.maximum(gains, 0.0, out=gains)
+                view.attractions[member] = weighted_sums(gains, view.shared, gains)
+        return view.attractions[member]

@@ -20,6 +20,7 @@ from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.feasibility import Feasibility
 from evomerge.core.objective import Objectives
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, UnknownNameError, nearest
@@ -27,6 +28,13 @@ from evomerge.errors import ConfigError, UnknownNameError, nearest
 # They enumerate or wrap other samplers: they need arguments a config cannot give.
 UNSUITABLE = ("BaseSampler", "BaseGASampler", "GridSampler", "BruteForceSampler",
               "PartialFixedSampler")  # fmt: skip
+
+
+# Arguments of samplers that come from elsewhere in the config.
+DECIDED = {
+    "seed": " The run's seed decides it.",
+    "constraints_func": " The config's `constraints:` decide it.",
+}
 
 
 @contextlib.contextmanager
@@ -76,7 +84,9 @@ def sampler_class(name: str) -> Any:
 class OptunaAlgorithm:
     """What all algorithms on top of optuna share.
 
-    Founders that the search space can express become trials as they come.
+    Founders that the search space can express become trials as they come. Samplers that know of
+    constraints (NSGA-II and III, TPE, GP) are told how far each bound is missed; a bound that is
+    not known yet counts as kept.
     """
 
     def _choice(self) -> tuple[str, dict[str, Any]]:
@@ -100,8 +110,13 @@ class OptunaAlgorithm:
         }
         self._sampler, keywords = self._choice()
         made_by = sampler_class(self._sampler)
-        if "seed" in inspect.signature(made_by).parameters:
+        accepted = inspect.signature(made_by).parameters
+        if "seed" in accepted:
             keywords = keywords | {"seed": int(rng.integers(2**32))}
+        self._feasibility = Feasibility(objectives.constraints)
+        self._gaps: dict[int, list[float]] = {}
+        if objectives.constraints and "constraints_func" in accepted:
+            keywords = keywords | {"constraints_func": lambda trial: self._gaps[trial.number]}
         with _quiet():
             try:
                 # A throw-away study says now what would otherwise come after the founders.
@@ -138,16 +153,21 @@ class OptunaAlgorithm:
         """Pass on the objective values; failures become failed trials, which samplers skip."""
         import optuna
 
+        measured = None
+        if evaluation.error is None:
+            measured = self._feasibility.measure(evaluation)
+            self._feasibility.learn(evaluation.candidate.origin, measured)
         trial = self._pending.pop(evaluation.candidate.recipe)
         if trial is None:
             vector = self._space.encode(evaluation.candidate.recipe)
-            if vector is None or evaluation.error is not None:
+            if vector is None or measured is None:
                 return
             trial = self._founder_trial(vector)
         with _quiet():
-            if evaluation.error is not None:
+            if measured is None:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
+                self._gaps[trial.number] = self._feasibility.gaps(measured).tolist()
                 values = self._objectives.values(evaluation)
                 self._study.tell(trial, [float(value) for value in values])
 
@@ -187,8 +207,8 @@ class Optuna(OptunaAlgorithm):
         """
         accepted = list(inspect.signature(sampler_class(self.sampler)).parameters)
         for name in self.options:
-            if name not in accepted or name == "seed":
-                hint = " The run's seed decides it." if name == "seed" else nearest(name, accepted)
+            if name not in accepted or name in DECIDED:
+                hint = DECIDED.get(name, nearest(name, accepted))
                 raise ConfigError(
                     f"algorithm.options.{name} is not an option of optuna's {self.sampler}.{hint}"
                 )

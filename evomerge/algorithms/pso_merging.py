@@ -10,7 +10,6 @@ from evomerge.algorithms.algorithm import search_algorithm
 from evomerge.algorithms.generations import Point, require_within
 from evomerge.algorithms.genome import random_pairs
 from evomerge.algorithms.swarm import SwarmAlgorithm, inertial_velocity
-from evomerge.core.arrays import FloatArray
 from evomerge.core.corners import corners, origin, param_slices
 
 SPARSE_DENSITY = 0.2  # the authors drop 80 % of a task vector, and rescale the rest
@@ -28,18 +27,21 @@ class PsoMerging(SwarmAlgorithm):
     models exist where the merge method searches `density` (`dare_linear`): weight 1 for one model
     at density 0.2, the others at the largest density. In other spaces random mixtures of two models
     take their place, as DARE leaves the expected weights alone. Where the base has a weight of its
-    own it is one of the models, and the mean of all takes the base's place. The swarm moves until
-    the budget is spent, where the paper makes 5 moves (language models) or 50 (T5).
+    own it is one of the models, and the mean of all takes the base's place. After `moves` moves a
+    new swarm starts, drawn to the best of all before it too, where the paper ends after 5
+    (language models) or 50 (T5): only the budget ends a run.
 
     Attributes:
         inertia: w, what is left of the velocity.
         cognitive: c1, largest pull of the particle's own best.
         social: c2, largest pull of the swarm's best.
+        moves: S, moves of one swarm; by about 20 the particles have met.
     """
 
     inertia: float = 0.2
     cognitive: float = 2.0
     social: float = 2.0
+    moves: int = 20
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -51,14 +53,16 @@ class PsoMerging(SwarmAlgorithm):
         require_within("cognitive", self.cognitive, 0.0)
         # Without it the particles start at rest, at their own best, and never move.
         require_within("social", self.social, 1e-9)
+        require_within("moves", self.moves, 1)
 
     def _first_positions(self) -> list[Point]:
+        self._moves_made = 0
         models = corners(self._space)
         stretch = param_slices(self._space).get("density")
         start = np.vstack([origin(self._space), models])
         if stretch is not None:
             start[:, stretch] = 1.0
-        points = [self._founder_or(vector, "model") for vector in start]
+        points = [self._known_or(vector, "model") for vector in start]
         if stretch is None:
             return points + random_pairs(models, len(models), self._rng)
         item = next(item for item in self._space.searched if item.name == "density")
@@ -66,14 +70,14 @@ class PsoMerging(SwarmAlgorithm):
         for vector in start[1:]:
             sparse = vector.copy()
             sparse[stretch] = unit
-            points.append(self._point(sparse, "sparsified model"))
+            points.append(self._known_or(sparse, "sparsified model"))
         return points
-
-    def _first_velocity(self, position: Point, others: list[Point]) -> FloatArray:
-        return np.zeros_like(position.vector)
 
     def _moves(self) -> list[Point]:
         assert self._best is not None
+        if self._moves_made == self.moves:
+            return []
+        self._moves_made += 1
         points: list[Point] = []
         for particle in self._particles:
             particle.velocity = inertial_velocity(

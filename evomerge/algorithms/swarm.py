@@ -38,7 +38,7 @@ class Particle:
 
 @dataclass(frozen=True)
 class Pulls:
-    """How strongly a particle follows its velocity, its best, the swarm's best, and flees its worst.
+    """How strongly a particle follows its velocity and the best points, and flees the worst.
 
     Each is multiplied by a number in [0, 1) drawn anew for each particle and move; the four
     products are divided by their sum.
@@ -53,7 +53,10 @@ class Pulls:
 def blended_velocity(
     particle: Particle, best: FloatArray, worst: FloatArray, pulls: Pulls, draws: FloatArray
 ) -> FloatArray:
-    """Return (D,) [r1 i v + r2 c (p - x) + r3 s (g - x) - r4 q (w - x)] / (r1 i + r2 c + r3 s + r4 q).
+    """Return (D,) the next velocity of a Model Swarms particle.
+
+    [r1 i v + r2 c (p - x) + r3 s (g - x) - r4 q (w - x)] / (r1 i + r2 c + r3 s + r4 q); the old
+    velocity where the divisor is 0.
 
     Args:
         particle: Its velocity v, position x and own best p.
@@ -116,8 +119,9 @@ class SwarmAlgorithm(GenerationAlgorithm):
         raise NotImplementedError
 
     def _first_velocity(self, position: Point, others: list[Point]) -> FloatArray:
-        """Return (D,) the velocity of a particle that was just made."""
-        raise NotImplementedError
+        """Return (D,) the velocity of a particle that was just made; at rest by default."""
+        del others
+        return np.zeros_like(position.vector)
 
     def _moves(self) -> list[Point]:
         """Return the next position of every particle, or nothing to begin anew."""

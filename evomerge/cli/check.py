@@ -10,8 +10,10 @@ from typing import Any
 
 from evomerge.cli.search import idle_workers
 from evomerge.config.build import build_objectives, needs_span
+from evomerge.config.manifest import search_manifest
 from evomerge.config.schema import load_config
 from evomerge.config.session import Prepared, preflight
+from evomerge.merging.manifest import summary_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -35,6 +37,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     model_bytes = sum(t.spec.n_elements * BYTES.get(t.spec.dtype, 4) for t in space.tensors)
     largest = max(t.spec.n_elements for t in merged)
     config = prepared.config
+    manifest = search_manifest(search, prepared.models)
     return {
         "config": config.name,
         "models": {str(r["id"]): r["lora"] or r["model"] for r in prepared.models.record},
@@ -42,6 +45,11 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "merged_elements": space.n_elements,
         "copied": dict(Counter(t.reason for t in space.tensors if t.action == "copy")),
         "left_out": dict(space.left_out),
+        "paths": summary_of(manifest["tensors"]),
+        "transforms": [
+            {"sources": made["sources"], "paths": summary_of(made["tensors"])}
+            for made in manifest["transforms"]
+        ],
         "merge": config.merge["name"],
         "groups": search.n_groups,
         "dimensions": None if needs_span(config) else search.dimension,
@@ -69,6 +77,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"({facts['merged_elements']:,} elements), {sum(facts['copied'].values())} copied"
     ]
     found += [f"  copied: {reason} ({count})" for reason, count in facts["copied"].items()]
+    found.append(f"✓ {facts['merge']}: {facts['paths']}")
+    found += [
+        f"✓ transform {', '.join(made['sources'])}: {made['paths']}" for made in facts["transforms"]
+    ]
     size = (
         "the span of the models"
         if facts["dimensions"] is None

@@ -181,6 +181,27 @@ def export(
 
 
 @app.command()
+def ask(
+    run: RunArgument,
+    weights: Annotated[
+        str,
+        typer.Option("--weights", metavar="W", help="What matters how much: math=0.7,code=0.3."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write that merge, unscored.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Say what a run's surrogate expects to be best, without evaluating (amortized_pareto).
+
+    Example: evomerge ask populations/digits --weights math=0.7,code=0.3
+    """
+    from evomerge.cli.ask import ask_command
+
+    ask_command(run, weights=weights, out=out, as_json=json_)
+
+
+@app.command()
 def merge(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="recipe.json of an export, or a mergekit YAML.")

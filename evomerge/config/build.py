@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import evomerge.algorithms
 import evomerge.evaluation
 import evomerge.merging
 from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
-from evomerge.config.cache import too_large_for_a_search
+from evomerge.config.cache import too_large_for_a_search, usable_cache
 from evomerge.config.constraints import build_constraints, check_bound_sources
 from evomerge.config.construct import construct
 from evomerge.config.merge_space import build_space
@@ -26,11 +27,13 @@ from evomerge.config.schema import RunConfig
 from evomerge.core.candidate import Proposal
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.core.objective import Objective, Objectives
+from evomerge.core.recipe import Recipe
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import Evaluator, evaluators
 from evomerge.export import DONOR_FILES
-from evomerge.merging.derived import Derived, block_grams, derive_for
+from evomerge.merging.auto_scale import auto_alpha
+from evomerge.merging.derived import QUANTILES, Derived, block_grams, derive_for
 from evomerge.merging.operator import merge_operators
 from evomerge.runtime.placement import check_device, default_workers
 from evomerge.storage.derived_cache import DerivedCache
@@ -171,6 +174,7 @@ def build_search_space(
     models: OpenModels,
     span: LinearSpan | None,
     warm: tuple[Proposal, ...] = (),
+    derived: Derived | None = None,
 ) -> tuple[SearchSpace, dict[str, Any]]:
     """Return the search space and the `merge:` section with all defaults.
 
@@ -179,6 +183,7 @@ def build_search_space(
         models: Its models.
         span: Geometry for algorithms that need it; None where only the shape is wanted.
         warm: Recipes of an earlier run, scored before the founders.
+        derived: From `compute_derived`, for founders in the span; None where they are only counted.
     """
     in_span = needs_span(config)
     if in_span:
@@ -196,6 +201,8 @@ def build_search_space(
         span=span,
         in_span=in_span,
         virtual={group.label: group.ids for group in models.virtual},
+        grams=None if derived is None else derived.grams,
+        auto_alpha=partial(_measure_alpha, config, models),
     )
     if in_span:
         _refuse_idle_keys(config, models, resolved)
@@ -209,7 +216,7 @@ def _refuse_idle_keys(config: RunConfig, models: OpenModels, resolved: dict[str,
     bare = {key: resolved[key] for key in ("name", "normalize")}
     _, plain = build_space(bare, models.space, founders="none", span=None)
     for key, value in resolved.items():
-        if value != plain[key]:
+        if value != plain.get(key):
             raise ConfigError(
                 f"merge.{key}: {config.algorithm['name']!r} moves freely between the models, in "
                 "pieces of its own choice, and would pass over this key; remove it"
@@ -228,13 +235,42 @@ def compute_span(
     return LinearSpan.from_block_grams(models.space.sources, n_elements, block, grams)
 
 
-def compute_derived(
-    config: RunConfig, models: OpenModels, cache: DerivedCache | None = None
-) -> Derived:
-    """Compute what the config's merge method needs to know of the sources, or find it."""
-    operator = merge_operators.get(str(config.merge["name"]))
+def _measure_alpha(config: RunConfig, models: OpenModels, recipe: Recipe) -> float:
+    """Return what `layer_scale.alpha: auto` is for a recipe; reads all the models."""
+    operator = merge_operators.get(recipe.operator)
+    cache = usable_cache(config.runtime.cache)
     leave_out = () if cache is None else too_large_for_a_search(cache, models.space)
-    return derive_for(operator, models.space, models.sources, cache, leave_out=leave_out)
+    derived = derive_for(operator, models.space, models.sources, cache, leave_out=leave_out)
+    return auto_alpha(recipe, models.space, models.sources, derived)
+
+
+def operators_of(config: RunConfig, space: SearchSpace) -> tuple[type, ...]:
+    """Return the classes of the config's merge method, the first, and of its founders'."""
+    founders = (proposal.recipe.operator for proposal in space.founders)
+    names = dict.fromkeys([str(config.merge["name"]), *founders])
+    return tuple(merge_operators.get(name) for name in names)
+
+
+def idle_kinds(operators: Sequence[type]) -> tuple[str, ...]:
+    """Return the kinds that only founders could use, which are too few to compute them for.
+
+    Args:
+        operators: From `operators_of`.
+    """
+    return () if getattr(operators[0], "needs_thresholds", False) else (QUANTILES,)
+
+
+def compute_derived(
+    config: RunConfig,
+    models: OpenModels,
+    space: SearchSpace,
+    cache: DerivedCache | None = None,
+) -> Derived:
+    """Compute what the merge methods of config and founders need of the sources, or find it."""
+    operators = operators_of(config, space)
+    too_large = () if cache is None else too_large_for_a_search(cache, models.space)
+    leave_out = (*idle_kinds(operators), *too_large)
+    return derive_for(operators, models.space, models.sources, cache, leave_out=leave_out)
 
 
 def build_header(

@@ -11,15 +11,24 @@ from pydantic import ValidationError
 
 from evomerge.config.construct import describe
 from evomerge.config.export_run import parents_of, transformed_of
+from evomerge.config.mergekit_slices import read_slices
 from evomerge.config.mergekit_yaml import read_mergekit
-from evomerge.config.models import OpenModels, open_sources, resolve_model_configs
+from evomerge.config.models import OpenModels, open_each, open_sources, resolve_model_configs
 from evomerge.config.schema import ModelConfig, TransformConfig
+from evomerge.config.stacks import depth, read_plans, stack_models, stack_names
 from evomerge.config.transform_yaml import TransformPlan, read_transform_yaml
 from evomerge.config.transforms import resolve_transforms
 from evomerge.config.yaml_file import MAX_BYTES
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ConfigError, SourceError
-from evomerge.export import AsAdapter, CardFacts, ExportResult, export_adapter, export_candidate
+from evomerge.errors import ConfigError, ModelSpaceError, SourceError
+from evomerge.export import (
+    AsAdapter,
+    CardFacts,
+    ExportResult,
+    Stacked,
+    export_adapter,
+    export_candidate,
+)
 from evomerge.merging.materialize import build_operators
 
 
@@ -41,6 +50,8 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
     elif (made := read_transform_yaml(file)) is not None:
         models = _open_transformed(made, file)
         recipe, dtype = made.recipe(models.space.sources), made.dtype
+    elif (stacked := _open_slices(file)) is not None:
+        recipe, models, dtype = stacked
     else:
         plan = read_mergekit(file)
         base, others = resolve_model_configs(plan.base_model, list(plan.models), file.parent)
@@ -50,8 +61,10 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
     card = CardFacts(
         title=out.name,
         parents=parents_of(models.record),
-        transformed=transformed_of(models.virtual),
+        transformed=(*transformed_of(models.virtual), *stacked_of(models)),
     )
+    if adapter is not None and models.stacks:
+        raise ConfigError("--adapter: a stack of layers is no adapter of a model on disk")
     if adapter is not None:
         return export_adapter(
             out,
@@ -71,6 +84,7 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
         derived=None,
         donor=models.donor,
         card=card,
+        config=models.config,
         dtype=dtype,
     )
 
@@ -83,6 +97,31 @@ def _open_transformed(plan: TransformPlan, file: Path) -> OpenModels:
         text = str(error).replace("transforms.0", "parameters")
         raise ConfigError(f"{file}: {text}") from None
     return open_sources(base, others, transforms=transforms)
+
+
+def _open_slices(file: Path) -> tuple[Recipe, OpenModels, str | None] | None:
+    """Return the merge of a mergekit YAML with slices; None when it is one of whole models."""
+    sliced = read_slices(file)
+    if sliced is None:
+        return None
+    _, refs = resolve_model_configs(None, list(sliced.models), file.parent)
+    opened = open_each(refs)
+    if sliced.is_whole([depth(source) for source in opened]):
+        return None
+    ids = [source.id for source in opened]
+    plans = sliced.stacks(ids) or []
+    by_id = dict(zip(stack_names(ids, len(plans)), plans, strict=True))
+    try:
+        models = stack_models(refs, opened, by_id, has_base=sliced.has_base)
+    except (ConfigError, ModelSpaceError) as error:
+        raise type(error)(f"{file}: {error}") from None
+    return sliced.recipe(models.space), models, sliced.dtype
+
+
+def stacked_of(models: OpenModels) -> tuple[Stacked, ...]:
+    """Return the stacks for a model card."""
+    ids = tuple(str(item["id"]) for item in models.record)
+    return tuple(Stacked(stack.id, stack.plan, stack.digest, ids) for stack in models.stacks)
 
 
 def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
@@ -121,10 +160,23 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
         raise ConfigError(f"{file}: dtype is {dtype!r}, expected a name such as bfloat16")
     if not configs or configs[0].name != donor:
         raise ConfigError(f"{file}: the first source must be the donor {donor!r}")
-    base, others = (configs[0], configs[1:]) if has_base else (None, configs)
-    base, others = resolve_model_configs(base, others, file.parent)
-    transforms = resolve_transforms(transforms, base, others, file.parent)
-    models = open_sources(base, others, transforms=transforms)
+    if "stacks" in body or (len(configs) == 1 and not has_base):
+        plans = read_plans(body.get("stacks", []), str(file))
+        digests |= {name: digest for name, (_, digest) in plans.items()}
+        _, refs = resolve_model_configs(None, configs, file.parent)
+        only = {name: plan for name, (plan, _) in plans.items()}
+        models = stack_models(refs, open_each(refs), only, has_base=has_base)
+    else:
+        base, others = (configs[0], configs[1:]) if has_base else (None, configs)
+        base, others = resolve_model_configs(base, others, file.parent)
+        transforms = resolve_transforms(transforms, base, others, file.parent)
+        models = open_sources(base, others, transforms=transforms)
+    _check_digests(models, digests)
+    return recipe, models, dtype
+
+
+def _check_digests(models: OpenModels, digests: Mapping[str, str]) -> None:
+    """Raise SourceError if a model is not the one the recipe was made with."""
     for record in models.record:
         # As it is read, its token rows in the donor's order; masks are keyed by this one too.
         source = models.sources.get(str(record["id"]))
@@ -134,7 +186,12 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
                 f"{record['model']}: is not the model this recipe was made with (digest "
                 f"{digest}, expected {digests.get(str(record['id']))})"
             )
-    return recipe, models, dtype
+    for stack in models.stacks:
+        if digests.get(stack.id) != stack.digest:
+            raise SourceError(
+                f"{stack.id}: is not the stack this recipe was made with (digest {stack.digest}, "
+                f"expected {digests.get(stack.id)})"
+            )
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:

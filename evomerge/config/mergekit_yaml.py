@@ -15,7 +15,7 @@ also where `linear` with weights that do not sum to 1 would scale them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -20,6 +20,8 @@ from evomerge.storage.lora_source import LoraSource
 from evomerge.storage.model_folder import ModelFolder
 from evomerge.storage.open_source import open_source
 from evomerge.storage.renamed import line_up_names
+from evomerge.storage.source_like import SourceLike
+from evomerge.storage.stacked_source import StackedSource
 from evomerge.storage.vocabulary import map_vocabulary, read_vocabulary
 
 # Below this many bytes of weights a resume hashes everything again; above it, files whose size
@@ -38,6 +40,9 @@ class OpenModels:
         record: Content of sources.json.
         trust_remote_code: Whether the donor may run code of its own.
         virtual: The sources that transforms make, also in `sources`, after the models.
+        stacks: The sources that are stacks of the models' layers; all of `sources`, if any.
+        config: config.json of the merged model where it is not the donor's: stacks are of
+            another depth.
     """
 
     space: ModelSpace
@@ -46,6 +51,8 @@ class OpenModels:
     record: list[dict[str, Any]]
     trust_remote_code: bool
     virtual: tuple[VirtualGroup, ...] = ()
+    stacks: tuple[StackedSource, ...] = ()
+    config: Mapping[str, Any] | None = None
 
 
 def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
@@ -136,24 +143,13 @@ def open_sources(
     """
     refs = [*([base_model] if base_model else []), *models]
     records = {str(record["id"]): record for record in known or []}
-    base: ModelFolder | None = None
-    opened: list[ModelFolder | LoraSource] = []
-    for ref in refs:
-        source = open_source(
-            str(ref.name),
-            Path(ref.model),
-            lora=None if ref.lora is None else Path(ref.lora),
-            base=base,
-            trust_remote_code=ref.trust_remote_code,
-        )
-        if not opened and isinstance(source, ModelFolder):
-            base = source  # only the first source is what adapters were trained on
-        opened.append(source)
-        if str(ref.name) in records:
-            _reuse_digests(source, records[str(ref.name)], trust=not check)
-    record = [_record(source, ref) for source, ref in zip(opened, refs, strict=True)]
+    opened = open_each(refs)
+    for source in opened:
+        if source.id in records:
+            _reuse_digests(source, records[source.id], trust=not check)
+    record = [record_of(source, ref) for source, ref in zip(opened, refs, strict=True)]
     donor = opened[0] if isinstance(opened[0], ModelFolder) else opened[0].base
-    sources = {source.id: source for source in _line_up(opened)}
+    sources: dict[str, TensorSource] = {source.id: source for source in line_up(opened)}
     virtual: tuple[VirtualGroup, ...] = ()
     if transforms:
         cache = cache or open_cache(None)
@@ -170,6 +166,28 @@ def open_sources(
     return OpenModels(space, sources, donor.path, record, trust, virtual)
 
 
+def open_each(refs: Sequence[ModelConfig]) -> list[ModelFolder | LoraSource]:
+    """Open models one by one; adapters without a model of their own are on the first.
+
+    Raises:
+        SourceError: A file is missing, broken or unsafe.
+    """
+    base: ModelFolder | None = None
+    opened: list[ModelFolder | LoraSource] = []
+    for ref in refs:
+        source = open_source(
+            str(ref.name),
+            Path(ref.model),
+            lora=None if ref.lora is None else Path(ref.lora),
+            base=base,
+            trust_remote_code=ref.trust_remote_code,
+        )
+        if not opened and isinstance(source, ModelFolder):
+            base = source  # only the first source is what adapters were trained on
+        opened.append(source)
+    return opened
+
+
 def _reuse_digests(
     source: ModelFolder | LoraSource, record: Mapping[str, Any], *, trust: bool
 ) -> None:
@@ -179,7 +197,8 @@ def _reuse_digests(
         source.restore_fingerprint(record["tensors"])
 
 
-def _record(source: ModelFolder | LoraSource, ref: ModelConfig) -> dict[str, Any]:
+def record_of(source: ModelFolder | LoraSource, ref: ModelConfig) -> dict[str, Any]:
+    """Return a model's entry in sources.json."""
     header = source.header()
     return {
         "id": source.id,
@@ -216,11 +235,11 @@ def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
         )
 
 
-def _line_up(opened: list[ModelFolder | LoraSource]) -> list[TensorSource]:
+def line_up(opened: Sequence[ModelFolder | LoraSource]) -> list[SourceLike]:
     """Give every source the donor's tensor names and the donor's order of tokens."""
     donor = opened[0]
     wanted = _vocabulary(donor)
-    lined_up: list[TensorSource] = [donor]
+    lined_up: list[SourceLike] = [donor]
     for source in opened[1:]:
         named = line_up_names(source, donor)
         lined_up.append(map_vocabulary(named, donor, wanted, _vocabulary(source)))

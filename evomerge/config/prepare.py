@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.config.build import build_search_space, needs_span, resolve_config
+from evomerge.config.build import (
+    build_search_space,
+    idle_kinds,
+    needs_span,
+    operators_of,
+    resolve_config,
+)
 from evomerge.config.cache import open_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
@@ -16,7 +22,6 @@ from evomerge.core.linear_span import block_size
 from evomerge.merging.cache import TensorCache
 from evomerge.merging.cached import Filled, Statistic
 from evomerge.merging.derived import BlockGrams, statistics_for
-from evomerge.merging.operator import merge_operators
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,25 @@ def plan_preparation(
     resolved = resolve_config(config, base_dir)
     cache = open_cache(resolved.runtime.cache, budget_bytes)
     models = open_models(resolved, cache=cache)
-    build_search_space(resolved, models, None)
-    wanted = _statistics(resolved, models, cache, every_kind=every_kind)
+    space, _ = build_search_space(resolved, models, None)
+    operators = None if every_kind else operators_of(resolved, space)
+    wanted = _statistics(resolved, models, cache, operators)
     # Transforms first: their results are sources that the statistics are of.
     return Preparation(cache.root, (*map(_TransformItems, models.virtual), *wanted))
 
 
 def _statistics(
-    config: RunConfig, models: OpenModels, cache: TensorCache, *, every_kind: bool
+    config: RunConfig,
+    models: OpenModels,
+    cache: TensorCache,
+    operators: Sequence[type] | None,
 ) -> list[Statistic]:
-    operator = None if every_kind else merge_operators.get(str(config.merge["name"]))
-    found = statistics_for(operator, models.space, models.sources, cache)
-    if every_kind or needs_span(config):
+    """Return the kinds that merge methods need, the config's own first; None: every kind."""
+    found = statistics_for(operators, models.space, models.sources, cache)
+    if operators is not None:
+        idle = idle_kinds(operators)
+        found = [statistic for statistic in found if statistic.kind not in idle]
+    if operators is None or needs_span(config):
         block = block_size(models.space.n_elements)
         found.append(BlockGrams(models.space, models.sources, block, cache))
     return found

@@ -144,10 +144,10 @@ class RunResults:
         exact, reference = self.hypervolume(), self._front.reference
         if exact is not None or reference is None:
             return None
-        members = (
-            self.front().objectives if self.front_is_feasible else np.zeros((0, len(reference)))
-        )
-        return estimate_hypervolume(members, reference, generator(self.config.seed, "hypervolume"))
+        if not self.front_is_feasible:
+            return VolumeEstimate(0.0, 0.0, 0.0)
+        rng = generator(self.config.seed, "hypervolume")
+        return estimate_hypervolume(self.front().objectives, reference, rng)
 
     def status(self) -> dict[str, Any]:
         """Return state (running, interrupted or done), counts, best values and front size."""

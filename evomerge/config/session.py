@@ -26,8 +26,10 @@ from evomerge.config.build import (
 )
 from evomerge.config.cache import usable_cache
 from evomerge.config.construct import describe
+from evomerge.config.manifest import search_manifest
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
+from evomerge.config.surrogate import save_surrogate
 from evomerge.config.transforms import FillProgress, fill_transforms
 from evomerge.config.warm_start import WarmStart, read_warm_start
 from evomerge.config.workers import (
@@ -74,14 +76,16 @@ def create_run(
         EvomergeError: Whatever is wrong, before the folder exists.
     """
     prepared = preflight(config, base_dir)
+    manifest = search_manifest(prepared.space, prepared.models)
     warm = None if warm_start is None else read_warm_start(RunFolder(warm_start), prepared)
     fill_transforms(prepared.models.virtual, on_transform)
     cache = usable_cache(prepared.config.runtime.cache)
-    derived = compute_derived(prepared.config, prepared.models, cache)
+    derived = compute_derived(prepared.config, prepared.models, prepared.space, cache)
     span = compute_span(prepared.config, prepared.models, cache)
     files = {
         "sources.json": json.dumps(prepared.models.record, indent=1).encode(),
         "derived.npz": derived_bytes(derived, span),
+        "manifest.json": json.dumps(manifest, indent=1).encode(),
     }
     if warm is not None:
         files |= warm.files()
@@ -146,7 +150,9 @@ class Session:
         self.derived, span = load_derived(folder, self.models, cache)
         self.objectives = build_objectives(self.config)
         warm = WarmStart.of(folder)
-        self.space, _ = build_search_space(self.config, self.models, span, warm.proposals)
+        self.space, _ = build_search_space(
+            self.config, self.models, span, warm.proposals, self.derived
+        )
         header = build_header(
             self.config,
             self.models,
@@ -238,13 +244,15 @@ class Session:
 
     def run(self) -> StopReason:
         """Search until the budget is spent or `loop.stop_requested`; returns why it ended."""
-        if not self.loop.waiting and self.loop.n_asked >= self.loop.plan.evaluations:
-            return "budget"
-        executor = self.executor()
-        try:
-            return self.loop.run(executor)
-        finally:
-            executor.close()
+        reason: StopReason = "budget"
+        if self.loop.waiting or self.loop.n_asked < self.loop.plan.evaluations:
+            executor = self.executor()
+            try:
+                reason = self.loop.run(executor)
+            finally:
+                executor.close()
+        save_surrogate(self.folder, self.loop)
+        return reason
 
     def close(self) -> None:
         """Sync and release the run."""

@@ -16,21 +16,15 @@ def spread_along_front(values: FloatArray, anchors: FloatArray, n: int) -> IntAr
 
     Args:
         values: (p, M) expected objectives, in comparable units.
-        anchors: (a, M) values that are taken already; none: the best sum begins.
+        anchors: (a, M) values that are taken already, a >= 1.
         n: Most rows to return; k = min(n, p).
     """
-    if not len(values):
-        return np.zeros(0, dtype=np.int64)
-    if len(anchors):
-        gap = np.linalg.norm(values[:, None] - anchors[None], axis=2).min(axis=1)
-    else:
-        gap = values.sum(axis=1) - values.sum(axis=1).min() + 1.0
+    gap = np.linalg.norm(values[:, None] - anchors[None], axis=2).min(axis=1)
     chosen: list[int] = []
     for _ in range(min(n, len(values))):
-        row = int(gap.argmax())
+        row = int(gap.round(9).argmax())  # the last bits differ between machines
         chosen.append(row)
-        away = np.linalg.norm(values - values[row], axis=1)
-        gap = np.minimum(gap, away) if len(anchors) or len(chosen) > 1 else away
+        gap = np.minimum(gap, np.linalg.norm(values - values[row], axis=1))
         gap[row] = -np.inf
     return np.array(chosen, dtype=np.int64)
 
@@ -51,7 +45,7 @@ def least_known(surrogate: ParetoSurrogate, points: FloatArray, n: int) -> IntAr
     chosen: list[int] = []
     for _ in range(min(n, len(points))):
         total = np.sum([np.diag(covariance) for covariance in covariances], axis=0)
-        row = int(np.where(left, total, -np.inf).argmax())
+        row = int(np.where(left, total, -np.inf).round(12).argmax())
         chosen.append(row)
         left[row] = False
         for covariance, noise in zip(covariances, noises, strict=True):

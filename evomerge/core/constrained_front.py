@@ -116,6 +116,6 @@ class ConstrainedFront:
     def hypervolume(self) -> float | None:
         """Return the hypervolume of the feasible front, 0 while there is none.
 
-        None without a reference, and above `MAX_OBJECTIVES` objectives, where it takes too long.
+        None without a reference, and where it takes too long; see `FrontArchive.hypervolume`.
         """
         return self._feasible.hypervolume()

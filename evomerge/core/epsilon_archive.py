@@ -70,9 +70,8 @@ class EpsilonArchive:
         grid = np.array(others, dtype=np.float64).reshape(len(others), len(box))
         if (grid >= box).all(axis=1).any():
             return False
-        for other, is_dominated in zip(others, (grid <= box).all(axis=1).tolist(), strict=True):
-            if is_dominated:
-                del self._members[other]
+        for index in np.flatnonzero((grid <= box).all(axis=1)):
+            del self._members[others[index]]
         self._members[key] = (candidate_id, point)
         return True
 

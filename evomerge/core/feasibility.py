@@ -62,18 +62,18 @@ class Feasibility:
             for item, known in zip(self.constraints, self._reference, strict=True)
         ]
 
-    def excess(self, measured: FloatArray) -> FloatArray:
-        """Return (C,) how far each bound is missed, 0 where it is kept or not known."""
-        missed = np.zeros(len(self))
+    def gaps(self, measured: FloatArray) -> FloatArray:
+        """Return (C,) how far each bound is missed, negative where it is kept, 0 if not known."""
+        found = np.zeros(len(self))
         for index, (item, limit) in enumerate(zip(self.constraints, self.limits(), strict=True)):
             if limit is not None:
                 gap = limit - float(measured[index])
-                missed[index] = max(0.0, gap if item.is_minimum else -gap)
-        return missed
+                found[index] = gap if item.is_minimum else -gap
+        return found
 
     def violation(self, measured: FloatArray) -> float:
-        """Return the sum of the `excess`; 0 when every known bound is kept."""
-        return float(self.excess(measured).sum())
+        """Return what the known bounds are missed by, summed; 0 when all of them are kept."""
+        return float(np.maximum(self.gaps(measured), 0.0).sum())
 
     def is_feasible(self, measured: FloatArray) -> bool:
         """Return whether every bound is known and kept."""

@@ -44,11 +44,21 @@ def example_values(scores: FloatArray, alpha: float, capacity: Capacity) -> Floa
         alpha: Sharing strength; 0 gives plain sums (times the capacity), 1 full sharing.
         capacity: See `Capacity`.
     """
-    crowd = scores.sum(axis=0)
-    if alpha != 1.0:
-        crowd = crowd**alpha
+    return worth(scores.sum(axis=0), scores.max(axis=0), alpha, capacity)
+
+
+def worth(crowd: FloatArray, best: FloatArray, alpha: float, capacity: Capacity) -> FloatArray:
+    """Return `example_values` of members that are known by their sums and maxima alone.
+
+    Args:
+        crowd: (N,) sum of the members' scores.
+        best: (N,) highest score of any member.
+        alpha: See `example_values`.
+        capacity: See `Capacity`.
+    """
+    crowd = crowd**alpha if alpha != 1.0 else crowd.copy()
     crowd[crowd == 0.0] = 1.0
-    values: FloatArray = (scores.max(axis=0) if capacity == "auto" else 1.0) / crowd
+    values: FloatArray = (best if capacity == "auto" else 1.0) / crowd
     return values
 
 
@@ -89,13 +99,20 @@ def attraction(scores: FloatArray, member: int, capacity: Capacity = "auto") -> 
     return weighted_sums(gains, example_values(scores, 1.0, capacity))
 
 
-def weighted_sums(rows: FloatArray, values: FloatArray) -> FloatArray:
-    """Return (P,) sums of rows times values; equal rows have exactly equal sums.
+def weighted_sums(
+    rows: FloatArray, values: FloatArray, scratch: FloatArray | None = None
+) -> FloatArray:
+    """Return (P,) sums of (P, N) rows times (N,) values; equal rows have exactly equal sums.
 
     Not a matrix product: BLAS may round equal rows differently, which would break the rule
     that a newcomer wins ties.
+
+    Args:
+        rows: (P, N).
+        values: (N,).
+        scratch: (P, N) that may be overwritten, so that none is allocated; may be `rows`.
     """
-    sums: FloatArray = (rows * values).sum(axis=1)
+    sums: FloatArray = np.multiply(rows, values, out=scratch).sum(axis=1)
     return sums
 
 

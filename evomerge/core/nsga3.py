@@ -138,7 +138,8 @@ def _intercepts(loss: FloatArray, is_first: FloatArray) -> FloatArray:
         plane = np.zeros(n_objectives)
     cut = np.divide(1.0, plane, out=np.zeros(n_objectives), where=plane > _TINY)
     usable = bool((cut > 1e-6).all() and (cut <= 10.0 * worst + _TINY).all())
-    return np.maximum(cut if usable else worst, 1e-9)
+    intercepts: FloatArray = np.maximum(cut if usable else worst, 1e-9)
+    return intercepts
 
 
 def _fill(

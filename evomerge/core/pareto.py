@@ -14,6 +14,7 @@ import numpy as np
 from evomerge.core.arrays import BoolArray, FloatArray, IntArray
 
 MAX_OBJECTIVES = 6  # exact hypervolume costs O(n^(M-2) log n)
+MAX_MEMBERS = 200  # of an archive with more than 4 objectives; one second at 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,9 +288,12 @@ class FrontArchive:
     def hypervolume(self) -> float | None:
         """Return the front's hypervolume, computed once per change.
 
-        None without a reference, and above `MAX_OBJECTIVES` objectives, where it takes too long.
+        None without a reference, and where it takes too long: above `MAX_OBJECTIVES` objectives,
+        or `MAX_MEMBERS` members with more than 4; `estimate_hypervolume` is for those.
         """
         if self._reference is None or len(self._reference) > MAX_OBJECTIVES:
+            return None
+        if len(self._reference) > 4 and len(self) > MAX_MEMBERS:
             return None
         if self._volume is None:
             self._volume = hypervolume(self._rows.view(), self._reference)

@@ -23,7 +23,7 @@ from evomerge.core.quadratic_surrogate import (
 )
 from evomerge.core.search_space import SearchSpace
 from evomerge.core.space_json import space_from_json, space_to_json
-from evomerge.errors import ConfigError
+from evomerge.errors import RunError
 
 FORMAT = 1
 LinkChoice = Literal["auto", "identity", "sigmoid", "softplus"]
@@ -132,8 +132,12 @@ class ParetoSurrogate:
         """
 
         def merit(points: FloatArray) -> FloatArray:
-            mean = self.predict(points)
-            return mean + optimism * self.std(points) if optimism > 0.0 else mean
+            value = self.predict(points)
+            if optimism > 0.0:
+                value = value + optimism * self.std(points)
+            # What differs in the last bits only is a tie on another machine.
+            rounded: FloatArray = np.round(value / self.scale, 9) * self.scale
+            return rounded
 
         best = self.points[non_dominated_mask(self.values)]
         points, merits = nsga3(
@@ -193,10 +197,10 @@ class ParetoSurrogate:
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigError: It is another format, or damaged; names `where`.
+            RunError: It is another format, or damaged; names `where`.
         """
         if not isinstance(body, Mapping) or body.get("format") != FORMAT:
-            raise ConfigError(f"{where}: is no surrogate of format {FORMAT}")
+            raise RunError(f"{where}: is no surrogate of format {FORMAT}")
         try:
             space = space_from_json(body["space"])
             names = tuple(body["objectives"])
@@ -216,6 +220,6 @@ class ParetoSurrogate:
             measured = np.asarray(body["measured"], dtype=np.float64).reshape(shape)
             return cls(space, names, ids, points, values, parts, predicted, measured)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
+            raise RunError(
                 f"{where}: is damaged: {error}. `evomerge resume RUN` writes it anew"
             ) from None

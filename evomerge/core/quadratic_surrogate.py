@@ -67,9 +67,11 @@ def _inverse(link: Link, values: FloatArray) -> FloatArray:
         return values
     if link == "sigmoid":
         inside = np.clip(values, _CLIP, 1.0 - _CLIP)
-        return np.log(inside) - np.log1p(-inside)
-    inside = np.maximum(values, _CLIP * max(float(values.max()), 1e-9))
-    return inside + np.log(-np.expm1(-inside))
+        eta: FloatArray = np.log(inside) - np.log1p(-inside)
+    else:
+        above = np.maximum(values, _CLIP * max(float(values.max()), 1e-9))
+        eta = above + np.log(-np.expm1(-above))
+    return eta
 
 
 def suitable_link(values: FloatArray) -> Link:
@@ -150,7 +152,8 @@ class QuadraticSurrogate:
         basis, shrink = self._posterior
         inside = gradients @ basis
         variance = (gradients**2).sum(axis=1) - (inside**2 * shrink).sum(axis=1)
-        return np.sqrt(np.maximum(self.noise / self.ridge * variance, 0.0))
+        std: FloatArray = np.sqrt(np.maximum(self.noise / self.ridge * variance, 0.0))
+        return std
 
     @cached_property
     def _posterior(self) -> tuple[FloatArray, FloatArray]:
@@ -243,7 +246,7 @@ def _linear_start(
         leverage = np.minimum((u**2 * keep).sum(axis=1), 1.0 - 1e-6)
         left_out = z - (z - u @ (keep * projected)) / (1.0 - leverage)
         error = float(((y - _FORWARD[link](offset + left_out)[0]) ** 2).sum())
-        if error < best:
+        if error < best * (1.0 - 1e-6):  # a tie but for rounding goes to the smaller ridge
             best, chosen = error, (keep * projected / np.maximum(s, 1e-12), float(ridge))
     return chosen
 
@@ -277,6 +280,6 @@ def _refine(
         gained = loss - new_loss
         v, loss, value, slope = v + step, new_loss, new_value, new_slope
         damping = max(damping / 6.0, 1e-12)
-        if gained <= 1e-10 * loss + 1e-15:
+        if gained <= 1e-13 * loss + 1e-18:
             break
     return v, value, slope

@@ -17,19 +17,31 @@ NEAR = 1e-6  # points closer than this are the same
 def single_parents(space: SearchSpace) -> FloatArray:
     """Return (W, D) one-hot points: one model at weight 1, the others at 0, in every group.
 
-    Other parameters are at their initial values, weights are moved into their range. Empty for a
-    space without a parameter per source.
+    Empty for a space without a parameter per source; see `with_weights`.
+    """
+    width = next((item.width for item in space.searched if item.per_source), 0)
+    return with_weights(space, np.eye(width)) if width else np.zeros((0, space.dimension))
+
+
+def with_weights(space: SearchSpace, weights: FloatArray) -> FloatArray:
+    """Return (n, D) points with (n, W) weights of the models, the same in every group.
+
+    The weights are the first parameter per source, moved into its range; other parameters have
+    their initial values.
+
+    Raises:
+        ValueError: The space has no parameter with W values per group.
     """
     start = 0
     for item in space.searched:
         size = item.width * space.n_groups
-        if item.per_source:
-            rows = np.tile(np.eye(item.width), (1, space.n_groups))
-            points = np.tile(space.initial(), (item.width, 1))
-            points[:, start : start + size] = (rows - item.low) / (item.high - item.low)
+        if item.per_source and item.width == weights.shape[1]:
+            points = np.tile(space.initial(), (len(weights), 1))
+            unit = (np.tile(weights, (1, space.n_groups)) - item.low) / (item.high - item.low)
+            points[:, start : start + size] = unit
             return np.clip(points, 0.0, 1.0)
         start += size
-    return np.zeros((0, space.dimension))
+    raise ValueError(f"no parameter with {weights.shape[1]} values per group")
 
 
 def design(space: SearchSpace, n: int, known: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -82,6 +83,7 @@ class TensorPlace:
         return self.kind if self.layer is None else f"layer.{self.layer}.{self.kind}"
 
 
+@lru_cache(maxsize=1 << 16)  # a pure function, asked thrice per tensor and candidate
 def place(name: str) -> TensorPlace:
     """Return where the tensor called `name` sits."""
     found = _LAYER.search(name)

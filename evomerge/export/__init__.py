@@ -3,6 +3,7 @@
 from evomerge.export.adapter import AsAdapter, export_adapter
 from evomerge.export.adapter_card import AdapterFacts
 from evomerge.export.card import CardFacts, LineageStep, ParentModel, ScoreRow
+from evomerge.export.stacked import Computed, Stacked
 from evomerge.export.transformed import Transformed
 from evomerge.export.writer import DONOR_FILES, ExportResult, export_candidate, verify_digest
 
@@ -11,10 +12,12 @@ __all__ = [
     "AdapterFacts",
     "AsAdapter",
     "CardFacts",
+    "Computed",
     "ExportResult",
     "LineageStep",
     "ParentModel",
     "ScoreRow",
+    "Stacked",
     "Transformed",
     "export_adapter",
     "export_candidate",

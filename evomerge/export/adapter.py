@@ -28,6 +28,7 @@ from evomerge.export.writer import ExportResult
 from evomerge.merging.adapter_change import AdapterChange
 from evomerge.merging.derived import Derived
 from evomerge.merging.low_rank import LowRank, extract, recompress
+from evomerge.merging.manifest import manifest_of
 from evomerge.merging.materialize import DTYPES, materialize
 from evomerge.merging.source import TensorSource
 from evomerge.merging.sums import square_sum
@@ -124,6 +125,7 @@ def export_adapter(
         weights = digest.hexdigest()
         record = recipe_record(recipe, space, sources, card, weights_digest=weights, dtype=None)
         write_json(partial / "recipe.json", record | {"adapter": facts.to_json()})
+        write_json(partial / "manifest.json", manifest_of(recipe, space, sources))
         readme = render_card(
             card, recipe, space, weights_digest=weights, mergekit=None, adapter=facts
         )

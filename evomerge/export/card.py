@@ -18,7 +18,7 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import SourceError
 from evomerge.export.adapter_card import AdapterFacts
-from evomerge.export.transformed import Transformed
+from evomerge.export.stacked import Computed
 from evomerge.storage.untrusted_files import contained_file
 
 _MAX_README_BYTES = 1_000_000
@@ -117,7 +117,7 @@ class CardFacts:
 
     title: str
     parents: tuple[ParentModel, ...]
-    transformed: tuple[Transformed, ...] = ()
+    transformed: tuple[Computed, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     candidate_id: int | None = None
     lineage: tuple[LineageStep, ...] = ()
@@ -277,7 +277,7 @@ def _score(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.4f}{around}"
 
 
-def _parents(parents: Sequence[ParentModel], made: Sequence[Transformed], note: str) -> str:
+def _parents(parents: Sequence[ParentModel], made: Sequence[Computed], note: str) -> str:
     lines = ["## Parents", "", "| source | model | weights digest |", "|---|---|---|"]
     for parent in parents:
         names = " + ".join(parent.public_names)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.core.layer_plan import LayerPlan
-from evomerge.errors import ConfigError, SourceError
+from evomerge.errors import ConfigError, SourceError, first_line
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 # Where multimodal models keep the config of their language model.
@@ -50,9 +50,7 @@ def config_depth(config: Config) -> int | None:
     return None if part is None else int(part[_count_key(part)])
 
 
-def stacked_config(
-    donor: Config, plan: LayerPlan, configs: Mapping[str, Config]
-) -> dict[str, Any]:
+def stacked_config(donor: Config, plan: LayerPlan, configs: Mapping[str, Config]) -> dict[str, Any]:
     """Return the donor's config.json for the model that a layer plan makes.
 
     Changed are the number of layers, wherever the config of the language model states it, and
@@ -113,9 +111,9 @@ def _spelled_out(config: Config, source: str) -> dict[str, Any]:
     try:
         settings = {key: value for key, value in spelled.items() if key != "model_type"}
         known = CONFIG_MAPPING[config["model_type"]](**settings).to_dict()
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a config class may raise anything
         raise SourceError(
-            f"{source}: transformers cannot read its config.json: {error}"
+            f"{source}: transformers cannot read its config.json: {first_line(error)}"
         ) from error
     part, other = _layered(spelled), _layered(known)
     if part is not None and other is not None:

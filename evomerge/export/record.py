@@ -9,6 +9,8 @@ import evomerge
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.export.card import CardFacts
+from evomerge.export.stacked import Stacked
+from evomerge.export.transformed import Transformed
 from evomerge.merging.source import TensorSource
 
 
@@ -27,7 +29,12 @@ def recipe_record(
     # All models: they decide what is merged and what copied.
     models = [source for source in space.sources if source in by_id]
     models += [name for name in by_id if name in behind]
-    made = [{**item.entry, "sources": dict(item.digests)} for item in card.transformed]
+    stacks = [item.to_json() for item in card.transformed if isinstance(item, Stacked)]
+    made = [
+        {**item.entry, "sources": dict(item.digests)}
+        for item in card.transformed
+        if isinstance(item, Transformed)
+    ]
     return {
         "evomerge": evomerge.__version__,
         "candidate": card.candidate_id,
@@ -44,8 +51,9 @@ def recipe_record(
             for source in models
         ],
         **({"transforms": made} if made else {}),
+        **({"stacks": stacks} if stacks else {}),
         "has_base": space.has_base,
-        "donor": space.sources[0],
+        "donor": models[0],
         "dtype": dtype,
         "weights_digest": weights_digest,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from evomerge.export.card import CardFacts, render_card
 from evomerge.export.folder import check_vacant, new_folder, write_json
 from evomerge.export.record import check_parents, recipe_record
 from evomerge.merging.derived import Derived
+from evomerge.merging.manifest import manifest_of
 from evomerge.merging.materialize import DTYPES as TENSOR_DTYPES
 from evomerge.merging.materialize import materialize
 from evomerge.merging.mergekit_rules import write_mergekit
@@ -85,6 +87,7 @@ def export_candidate(
     derived: Derived | None,
     donor: Path,
     card: CardFacts,
+    config: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     max_shard_bytes: int = 5_000_000_000,
@@ -92,7 +95,8 @@ def export_candidate(
     """Merge a recipe into the folder `out`, which appears complete or not at all.
 
     Written: safetensors shards, config.json, the donor's tokenizer and processor files,
-    recipe.json, README.md, and mergekit_config.yml when mergekit can compute the recipe.
+    recipe.json, manifest.json, README.md, and mergekit_config.yml when mergekit can compute the
+    recipe.
 
     Args:
         out: New or empty folder.
@@ -103,6 +107,7 @@ def export_candidate(
         donor: Folder of the first source, for config and tokenizer; may be a .safetensors file,
             which has neither.
         card: Facts for README.md and recipe.json.
+        config: What config.json is made of instead of the donor's.
         dtype: float32, float16, bfloat16 or float64 for all float tensors; None keeps the donor's.
         device: Where to compute; the scores' device gives the scores' weights bit for bit.
         max_shard_bytes: Size of a shard.
@@ -118,7 +123,7 @@ def export_candidate(
         )
     check_parents(card, space)
     check_vacant(out)
-    files = _read_donor(donor, untied=space.untied)
+    files = _read_donor(donor, config, untied=space.untied)
     with new_folder(out, _n_bytes(space, dtype)) as partial:
         weights = _write_weights(
             partial, recipe, space, sources, derived, dtype, device, max_shard_bytes
@@ -181,12 +186,13 @@ class _DonorFiles:
     notes: list[str]
 
 
-def _read_donor(donor: Path, *, untied: bool) -> _DonorFiles:
+def _read_donor(donor: Path, config: Mapping[str, Any] | None, *, untied: bool) -> _DonorFiles:
     """Read and check what will be copied, before the merge takes its time."""
     if not donor.is_dir():
         note = "The first source is a bare weights file: there is no config and no tokenizer."
         return _DonorFiles(None, {}, {}, [note])
-    config = read_json_object(contained_file(donor, CONFIG_FILE))
+    given = read_json_object(contained_file(donor, CONFIG_FILE)) if config is None else config
+    config = copy.deepcopy(dict(given))
     config.pop("_name_or_path", None)
     notes = []
     if _drop_code(config):
@@ -246,7 +252,7 @@ def _write_papers(
     notes: list[str],
     dtype: str | None,
 ) -> str:
-    """Write recipe.json, mergekit_config.yml and README.md; return why there is no mergekit."""
+    """Write what says how the model was made; return why there is no mergekit_config.yml."""
     references = {parent.id: parent.reference for parent in card.parents}
     said, reason = write_mergekit(recipe, space, references, dtype=weights.dtype)
     text = None
@@ -255,6 +261,7 @@ def _write_papers(
         (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
     record = recipe_record(recipe, space, sources, card, weights_digest=weights.digest, dtype=dtype)
     write_json(folder / "recipe.json", record)
+    write_json(folder / "manifest.json", manifest_of(recipe, space, sources))
     readme = render_card(
         card,
         recipe,

@@ -41,6 +41,7 @@ from evomerge.merging.rank_codes import has_rank_codes, rank_codes
 from evomerge.merging.source import TensorSource, content_key
 from evomerge.merging.sums import ROW, exact_column_sums, row_sums
 from evomerge.merging.thresholds import GlobalThresholds
+from evomerge.merging.variances import VarianceTables
 
 _GRAM = "gram:"
 QUANTILES = "quantiles"
@@ -236,12 +237,14 @@ class Derived:
         thresholds: Global thresholds; None unless needed.
         tables: Quantile tables, computed when they are first asked for; None without a cache.
         codes: Rank codes as far as they are prepared; None without a cache.
+        variances: Tables of variances, computed when first asked for; None without a cache.
     """
 
     grams: Mapping[str, FloatArray] = field(default_factory=dict)
     thresholds: GlobalThresholds | None = None
     tables: TaskVectorStatistic | None = None
     codes: TaskVectorStatistic | None = None
+    variances: VarianceTables | None = None
 
     def quantiles(self, source: str, name: str) -> QuantileTable | None:
         """Return the quantile table of one expert's task vector of one tensor, if kept."""
@@ -304,6 +307,7 @@ class Derived:
             thresholds,
             quantile_tables(space, sources, cache),
             row_rank_codes(space, sources, cache),
+            VarianceTables(space, sources, cache),
         )
 
 
@@ -348,6 +352,8 @@ def statistics_for(
         found.append(quantile_tables(space, sources, cache))
     if is_needed("needs_ranks"):
         found.append(row_rank_codes(space, sources, cache))
+    if is_needed("needs_variances"):
+        found.append(VarianceTables(space, sources, cache))
     return found
 
 
@@ -389,9 +395,11 @@ def derive_for(
             exhaust(statistic)
     grams, thresholds = kinds.get(TensorGrams.kind), kinds.get(GlobalThresholds.kind)
     tables, codes = kinds.get(QUANTILES), kinds.get(RANK_CODES)
+    variances = kinds.get(VarianceTables.kind)
     return Derived(
         grams.grams if isinstance(grams, TensorGrams) else {},
         thresholds if isinstance(thresholds, GlobalThresholds) else None,
         tables if isinstance(tables, TaskVectorStatistic) else None,
         codes if isinstance(codes, TaskVectorStatistic) else None,
+        variances if isinstance(variances, VarianceTables) else None,
     )

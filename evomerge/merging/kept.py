@@ -179,8 +179,6 @@ def _numbers(
     scale: float,
 ) -> _Pass:
     n = len(weights)
-    keys = tensors.source_keys
-    order = tuple(sorted(range(n), key=lambda k: keys[k]) if keys else range(n))
     is_weighted = vote == "weighted"
     shares = [
         0.0 if is_weighted and weight == 0.0 else share(weight, divisor) for weight in weights
@@ -192,7 +190,7 @@ def _numbers(
         sums = [weight / below if below else weight for weight in sums]
         divides = False
     return _Pass(
-        order,
+        tensors.canonical_order,
         tuple(weights) if is_weighted else (1.0,) * n,
         tuple(math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights),
         tuple(sums),

@@ -34,6 +34,7 @@ from evomerge.merging.plan import (
     plan_paths,
     segments_of,
 )
+from evomerge.merging.quantiles import QuantileTable
 from evomerge.merging.source import TensorSource
 
 __all__ = ["build_operators", "materialize", "plan_paths"]
@@ -173,6 +174,7 @@ class _Job:
             factors=self._factors(name) if stop is None else (),
             quantiles=self._per_expert(self.derived.quantiles, name, stop),
             rank_codes=self._per_expert(self.derived.rank_codes, name, stop),
+            variance_table=self._variances(name, stop),
             into=into,
             finite=self.finite,
             add=self.add or weighted_sum,
@@ -184,6 +186,11 @@ class _Job:
         """Return expert index -> what is prepared for a whole tensor, None for a slice."""
         is_whole = stop is None and self.roles.base is not None
         return lambda expert: find(self.roles.experts[expert], name) if is_whole else None
+
+    def _variances(self, name: str, stop: int | None) -> Callable[[], QuantileTable | None]:
+        tables = self.derived.variances
+        fits = tables is not None and stop is None and set(self.roles.experts) == tables.experts
+        return lambda: tables.of(name) if tables is not None and fits else None
 
     def _factors(self, name: str) -> tuple[LowRank | None, ...]:
         if not self.needs_factors or self.roles.base is None:

@@ -22,6 +22,7 @@ from evomerge.merging.fused import WeightedSum, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import QuantileTable, kth_magnitude, n_kept, snapped
+from evomerge.merging.variances import variance_threshold
 from evomerge.registry import Registry
 from evomerge.seeding import derive
 
@@ -70,6 +71,7 @@ class OperatorDefaults:
     needs_gram: ClassVar[bool] = False
     needs_thresholds: ClassVar[bool] = False
     needs_ranks: ClassVar[bool] = False
+    needs_variances: ClassVar[bool] = False  # tables for `variance_threshold` are prepared
     needs_factors: ClassVar[bool] = False  # `tensors.factors` is filled in
 
 
@@ -91,6 +93,10 @@ def _no_thresholds(_expert: int, _density: float, _exact: bool) -> float:
 
 
 def _no_table(_expert: int) -> None:
+    return None
+
+
+def _no_variances() -> None:
     return None
 
 
@@ -140,6 +146,8 @@ class TensorInputs:
             operator sets `needs_factors`, and for slices of a tensor.
         quantiles: Expert index -> table of this tensor's magnitudes, None where none is prepared.
         rank_codes: Expert index -> codes of `della.row_ranks`, None where none are prepared.
+        variance_table: Table of the variances over these experts that are not zero, None where
+            none is prepared.
         into: Where the result may be written, contiguous, of the result's shape and dtype; None
             for a new tensor. Undefined content; an operator need not use it.
         finite: Results that a kernel has found finite as it wrote them.
@@ -159,6 +167,7 @@ class TensorInputs:
     factors: tuple[LowRank | None, ...] = ()
     quantiles: Callable[[int], QuantileTable | None] = _no_table
     rank_codes: Callable[[int], Tensor | None] = _no_table
+    variance_table: Callable[[], QuantileTable | None] = _no_variances
     into: Tensor | None = None
     finite: FiniteResults = field(default_factory=FiniteResults)
     add: WeightedSum = weighted_sum
@@ -217,6 +226,21 @@ class TensorInputs:
             delta = self.delta(expert)
             return kth_magnitude(delta, count if exact else snapped(count, delta.numel()))
         return table.exactly_at(count, self.delta(expert)) if exact else table.at(count)
+
+    def variance_threshold(self, select: float, *, at_least: int, exact: bool) -> float:
+        """Return the variance over the experts that selects a fraction of the elements.
+
+        See `variances.variance_threshold`; experts in the canonical order.
+        """
+        table = self.variance_table()
+        deltas = () if table and not exact else [self.deltas[k] for k in self.canonical_order]
+        return variance_threshold(deltas, select, at_least=at_least, exact=exact, table=table)
+
+    @cached_property
+    def canonical_order(self) -> tuple[int, ...]:
+        """Positions of the experts in the order of their digests, in which they are summed."""
+        keys, positions = self.source_keys, range(len(self.experts))
+        return tuple(sorted(positions, key=lambda k: keys[k]) if keys else positions)
 
     def weighted_sum(self, coefficients: Sequence[float] | FloatArray) -> Tensor:
         """Return sum_k coefficients[k] * sources[k], accumulated in float32, rounded once.

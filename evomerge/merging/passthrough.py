@@ -15,16 +15,19 @@ from evomerge.merging.parameters import check_fields
 @merge_operator("passthrough")
 @dataclass(frozen=True, kw_only=True)
 class Passthrough(OperatorDefaults):
-    """scale * theta_1 for the one expert; the base is what it is compared with, and not used.
+    """scale * theta_1 for the one expert; a base is what it is compared with, and not used.
+
+    Over a stack of layers (`storage.stacked_source`) it makes a model of another depth.
 
     Attributes:
         scale: Factor of the expert's tensors, worth searching per kind of tensor.
 
     Source: mergekit's `passthrough` (Goddard et al. 2024, arXiv:2403.13257).
-    Differs from mergekit: whole models only, no stacking of layers; as everywhere, tensors that
-    are equal in base and expert are copied, not scaled.
+    Differs from mergekit: may have a base; as everywhere, tensors that are equal in base and
+    expert are then copied, not scaled.
     """
 
+    needs_base: ClassVar[bool] = False
     n_models: ClassVar[int | None] = 1
     sliceable: ClassVar[bool] = True
 

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from evomerge.core.genes import Gene
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Vectors, combine, per_chunk
+from evomerge.merging.selected import merge_selected, square_sums
+from evomerge.merging.sign_consensus import Vectors
 from evomerge.merging.sparsified import is_exempt
-from evomerge.merging.sums import square_sum
 from evomerge.merging.weights import over_base
 
+# A threshold that selects every element.
+_EVERYTHING = -math.inf
 # mergekit's guard, in squared units of the weights.
 _MERGEKIT_GUARD = 1e-6
 # Mean squares below this fraction of the largest count as if they were it.
 _SMALLEST_SHARE = 1e-12
-
-
-def variances(deltas: Sequence[Tensor]) -> Tensor:
-    """Return each element's population variance over (E,) task vectors, same shape, float32."""
-    return per_chunk(lambda part: part.double().var(0, correction=0).float(), deltas)
-
-
-def select_mask(variance: Tensor, select: float, *, at_least: int) -> Tensor:
-    """Return a bool mask of the largest `select` of the non-zero variances, ties included.
-
-    Args:
-        variance: Any shape, non-negative.
-        select: Fraction of the non-zero elements, rounded down.
-        at_least: Elements selected whatever the fraction, when there are any.
-    """
-    n_nonzero = int(torch.count_nonzero(variance))
-    n_wanted = min(max(int(select * n_nonzero), at_least), n_nonzero)
-    if n_wanted == 0:
-        return torch.zeros_like(variance, dtype=torch.bool)
-    flat = variance.reshape(-1)
-    threshold = torch.kthvalue(flat, flat.numel() - n_wanted + 1).values
-    return variance >= threshold
 
 
 def energy_shares(mean_squares: Sequence[float], q: float) -> tuple[float, ...]:
@@ -81,6 +61,8 @@ class Sce(OperatorDefaults):
     Differs from mergekit: nothing else, but for elements that tie.
     """
 
+    needs_variances: ClassVar[bool] = True
+
     select: Annotated[float, Gene(0.05, 1.0, minimum=0.0, maximum=1.0)] = 0.1
     q: Annotated[float, Gene(-1.0, 2.0)] = 1.0
     lambda_: Annotated[float, Gene(0.3, 1.5)] = 1.0
@@ -98,11 +80,10 @@ class Sce(OperatorDefaults):
             return None
         return "at most one axis, combined without selection or vote"
 
-    def shares(self, deltas: Sequence[Tensor]) -> tuple[float, ...]:
-        """Return (E,) the weights of the selected task vectors; they sum to 1."""
-        mean_squares = [square_sum(delta) / delta.numel() for delta in deltas]
+    def shares(self, mean_squares: Sequence[float]) -> tuple[float, ...]:
+        """Return (E,) the weights of task vectors with these mean squares; they sum to 1."""
         if self.compat == "mergekit" and sum(mean_squares) < _MERGEKIT_GUARD:
-            return (1.0 / len(deltas),) * len(deltas)
+            return (1.0 / len(mean_squares),) * len(mean_squares)
         return energy_shares(mean_squares, self.q)
 
     def merge(self, tensors: TensorInputs) -> Tensor:
@@ -113,18 +94,17 @@ class Sce(OperatorDefaults):
             return tensors.weighted_sum(over_base([0.0] * n_experts))
         if n_experts == 1 and (exempt or self.select >= 1.0 or self.select_scope == "weights"):
             return tensors.weighted_sum(over_base([self.lambda_]))
-        deltas = selected = tensors.deltas
+        threshold = _EVERYTHING
         if not exempt and self.select < 1.0:
-            at_least = 1 if self.compat == "paper" else 0
-            mask = select_mask(variances(deltas), self.select, at_least=at_least)
-            selected = tuple(delta * mask for delta in deltas)
-        shares = self.shares(selected)
+            threshold = tensors.variance_threshold(
+                self.select,
+                at_least=1 if self.compat == "paper" else 0,
+                exact=self.compat == "mergekit",
+            )
+        n_elements = tensors.experts[0].numel()
+        shares = self.shares([total / n_elements for total in square_sums(tensors, threshold)])
         if exempt:
             return tensors.weighted_sum(over_base([self.lambda_ * share for share in shares]))
-        merged = combine(
-            selected if self.select_scope == "deltas" else deltas,
-            shares,
-            vote="unweighted",
-            divisor="weights",
-        )
-        return tensors.add_to_base(merged.mul_(self.lambda_))
+        if self.select_scope == "weights":
+            threshold = _EVERYTHING
+        return merge_selected(tensors, threshold, shares, self.lambda_)

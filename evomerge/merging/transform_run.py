@@ -100,6 +100,21 @@ class TransformRun:
         n_own = len(self.experts) if self.transform.outputs == "experts" else 1
         return n_own + len(self.transform.extra_outputs)
 
+    def paths(self) -> dict[str, str]:
+        """Return what happens to every touched tensor; nothing is computed.
+
+        Returns:
+            Tensor name -> "transformed" or "fallback: <how>"; several ways where the linear maps
+            of one tensor differ.
+        """
+        found: dict[str, str] = {}
+        for name, shape in self.touched.items():
+            parts = self._layout.split(name, torch.empty(shape, device="meta"))
+            ways = dict.fromkeys(self.transform.fallback(name, tuple(p.shape)) for p in parts)
+            how = "; ".join(way or "transformed" for way in ways)
+            found[name] = how if how == "transformed" else f"fallback: {how}"
+        return found
+
     def fill(self, progress: Progress | None = None) -> None:
         """Compute whatever the cache lacks.
 

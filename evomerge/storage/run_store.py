@@ -4,9 +4,11 @@
 ``config.yaml``     the resolved config: every default spelled out, absolute paths
 ``sources.json``    paths and content digests of the models
 ``derived.npz``     Gram matrices the search and the merges were computed with
+``manifest.json``   which tensor takes which path through the merge
 ``journal.jsonl``   every proposal and result; the only state (see `journal`)
 ``scores.f32``      per-example scores, one row per successful result
 ``front.json``      the Pareto front, rewritten as it changes
+``surrogate.json``  what `evomerge ask` answers from, of algorithms that fit one
 ``events.log``      times, workers, failures with tracebacks, for people
 ``arrived/``        results that finished before their turn
 ``exports/``        default place for exported models
@@ -61,9 +63,11 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.sources = path / "sources.json"
         self.derived = path / "derived.npz"
+        self.manifest = path / "manifest.json"
         self.journal = path / "journal.jsonl"
         self.scores = path / "scores.f32"
         self.front = path / "front.json"
+        self.surrogate = path / "surrogate.json"
         self.events = path / "events.log"
         self.arrived = path / "arrived"
         self.exports = path / "exports"

@@ -16,6 +16,15 @@ FOLDER = Path(__file__).parent / "golden"
 
 # File stem -> algorithm and config. Every registered algorithm needs at least one.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "amortized_pareto": ("amortized_pareto", {"samples": 12, "batch_size": 6}),
+    "amortized_pareto_bayesian": (
+        "amortized_pareto",
+        {"variant": "bayesian", "batch_size": 5, "generations": 20, "link": "sigmoid"},
+    ),
+    "amortized_pareto_nested": (
+        "amortized_pareto",
+        {"variant": "nested", "samples_per_merge": 7, "batch_size": 4, "link": "identity"},
+    ),
     "cma_es": ("cma_es", {}),
     "m2n2": ("m2n2", {"population_size": 6}),
     "m2n2_variant": (

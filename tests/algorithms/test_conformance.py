@@ -20,6 +20,9 @@ from evomerge.testing import check_search_algorithm, linear_problem
 
 CONFIGS = [
     *((name, {}) for name in search_algorithms.names()),
+    ("amortized_pareto", {"variant": "bayesian"}),
+    ("amortized_pareto", {"variant": "nested", "samples_per_merge": 5}),
+    ("amortized_pareto", {"samples": 3, "batch_size": 1, "link": "identity", "generations": 5}),
     ("m2n2", {"split_point": False, "attraction": False, "population_size": 3}),
     ("m2n2", {"angle_scope": "segment", "capacity": "one", "alpha": 0.0, "max_segments": 4}),
     ("nevergrad", {"optimizer": "DE"}),

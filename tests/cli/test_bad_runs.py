@@ -560,20 +560,20 @@ def test_a_broken_recipe_is_refused(edit, says, code, recipe, place, evomerge):
         ("r.json", b"\xff", ("r.json: is not JSON",)),
         ("r.json", "{}", ("r.json: is not the recipe.json of an export",)),
         ("k.yaml", "merge_method: tise\nmodels: [{model: models/x}]", ("mean 'ties'?",)),
-        ("k.yaml", "merge_method: passthrough\nmodels: [{model: models/x}]", ("'passthrough'",)),
+        ("k.yaml", "merge_method: frankenmerge\nmodels: [{model: models/x}]", ("'frankenmerge'",)),
         ("k.yaml", "merge_method: linear", ("k.yaml: exactly one of `models` and `slices`",)),
         ("k.yaml", "merge_method: linear\nmodels: []", ("k.yaml: models: expected a list",)),
         ("k.yaml", "merge_metod: linear", ("k.yaml: merge_metod", "mean 'merge_method'?")),
         (
             "k.yaml",
-            "merge_method: linear\nslices:\n- sources: [{model: models/x, layer_range: [0, 1]}]\n"
-            "- sources: [{model: models/y, layer_range: [1, 2]}]",
-            ("k.yaml: slices: 2 slices stack parts of models",),
+            "merge_method: passthrough\nslices:\n- sources: [{model: models/x, layer_range: [0, 1]}]\n"
+            "- sources: [{model: models/y, layer_range: [90, 92]}]",
+            ("k.yaml: layer plan: layer 1 is layer 90 of 'y', which has ",),
         ),
         (
             "k.yaml",
-            "merge_method: linear\nslices:\n- sources: [{model: models/x, layer_range: [1, 2]}]",
-            ("k.yaml: slices.0.sources.0.layer_range", "whole model"),
+            "merge_method: linear\nslices:\n- sources: [{model: models/x, layer_range: [2, 1]}]",
+            ("k.yaml: slices.0.sources.0.layer_range", "[first layer, the one after the last]"),
         ),
         (
             "k.yaml",

@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from evomerge.config.merge_space import build_space
 from evomerge.core.linear_span import LinearSpan
 from evomerge.core.model_space import SourceHeader, TensorSpec, align
+from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, UnknownNameError
+from evomerge.merging.derived import Derived, tensor_grams
+from evomerge.merging.layer_scale import LayerScale
+from evomerge.merging.materialize import build_operators, materialize
 from evomerge.merging.operator import merge_operators
+from tests.merging.memory_source import make_sources
+from tests.merging.memory_source import space_of as memory_space
 
 NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight",
          "model.layers.1.mlp.up_proj.weight", "model.norm.weight")  # fmt: skip
@@ -189,7 +196,7 @@ METHODS = ("ties", "task_arithmetic", "linear", "dare_ties")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_founders_are_the_parents_the_mean_and_task_arithmetic(name):
+def test_founders_are_the_parents_and_the_merges_without_parameters(name):
     found = founders({"name": name, "groups": "layer"}, model("base", "x", "y", "z"))
     assert [origin for origin in found if origin != "founder: initial values"] == [
         "founder: base",
@@ -200,6 +207,8 @@ def test_founders_are_the_parents_the_mean_and_task_arithmetic(name):
         "founder: task arithmetic 0.3",
         "founder: task arithmetic 0.5",
         "founder: task arithmetic 1",
+        "founder: model stock",
+        "founder: ties",
     ]
 
 
@@ -228,6 +237,8 @@ def test_founders_say_what_their_names_say():
 def test_founders_use_the_spaces_own_form_where_it_has_one():
     space = space_of({"name": "task_arithmetic", "groups": "layer"})
     for proposal in space.founders:
+        if proposal.origin in ("founder: model stock", "founder: ties"):
+            continue
         assert proposal.recipe.operator == "task_arithmetic"
         assert space.encode(proposal.recipe) is not None
 
@@ -279,4 +290,150 @@ def test_a_span_search_gets_raw_founders_and_no_initial_values():
     span = LinearSpan.from_block_grams(BASE_X_Y.sources, BASE_X_Y.n_elements, 16, grams)
     found = founders({"name": "linear", "normalize": False}, span=span, in_span=True)
     assert "founder: initial values" not in found
+    assert "founder: ties" not in found
+    assert found.pop("founder: model stock").operator == "model_stock", "grams are not known yet"
     assert {recipe.operator for recipe in found.values()} == {"linear"}
+
+
+def test_in_the_span_model_stock_is_linear_with_a_segment_per_tensor():
+    sources = make_sources(3)
+    models = memory_space(sources)
+    grams = tensor_grams(models, sources)
+    body = {"name": "linear", "normalize": False}
+    space, _ = build_space(body, models, founders="all", span=None, in_span=True, grams=grams)
+    recipe = next(p.recipe for p in space.founders if p.origin == "founder: model stock")
+    assert recipe.breaks is not None
+    assert len(recipe.params["weights"]) == len(models.merged)
+    plain = Recipe("model_stock", models.sources, {})
+    expected = dict(materialize(plain, models, sources, Derived(grams)))
+    for name, merged in materialize(recipe, models, sources):
+        assert torch.equal(merged, expected[name]), name
+    span = LinearSpan.from_block_grams(models.sources, models.n_elements, 1, np.empty((0, 4, 4)))
+    assert span.segments(recipe) is not None, "so that it can be bred from"
+
+
+def test_model_stock_and_ties_are_those_of_the_models_a_transform_did_not_make():
+    models = model("base", "x", "y", "tsv:x", "tsv:y")
+    virtual = {"tsv": ("tsv:x", "tsv:y")}
+    body = {"name": "task_arithmetic"}
+    space, _ = build_space(body, models, founders="all", span=None, virtual=virtual)
+    found = {p.origin: p.recipe for p in space.founders}
+    assert found["founder: model stock"].sources == ("base", "x", "y")
+    assert found["founder: ties"].sources == ("base", "x", "y")
+    build_operators(found["founder: ties"], models)
+
+
+def test_methods_that_compare_experts_need_two_and_a_base():
+    for models in (model("base", "x"), model("a", "b", has_base=False)):
+        origins = set(founders({"name": "linear"}, models))
+        assert not origins & {"founder: model stock", "founder: ties"}
+
+
+def test_ties_is_that_of_the_paper_in_the_spaces_own_groups_where_it_has_them():
+    found = founders({"name": "ties", "groups": "layer"})["founder: ties"]
+    assert found.grouping == "layer"
+    np.testing.assert_array_equal(found.params["density"], [0.2] * 4)
+    np.testing.assert_array_equal(found.params["weights"], np.ones((4, 2)))
+    for body in ({"name": "ties", "density": 0.5}, {"name": "ties", "compat": "mergekit"}):
+        other = founders({**body, "groups": "layer"})["founder: ties"]
+        assert (other.grouping, other.settings["compat"]) == ("global", "paper")
+        np.testing.assert_array_equal(other.params["density"], [0.2])
+    stock = founders({"name": "model_stock", "multiplier": "search", "groups": "layer"})
+    assert stock["founder: model stock"].grouping == "layer"
+    assert "founder: initial values" not in stock, "they are Model Stock"
+
+
+# ------------------------------------------------------------------------------- layer scale
+
+
+SCALE = ("layer_scale.alpha", "layer_scale.beta")
+
+
+def scaled_by(scale, name="ties", **keys):
+    body = {"name": name, "layer_scale": scale}
+    return build_space(body, BASE_X_Y, founders="all", span=None, **keys)
+
+
+def test_a_layer_scale_is_searched_beside_the_methods_parameters():
+    space, resolved = scaled_by({"alpha": "search", "beta": [0.5, 1.5]})
+    assert [p.name for p in space.searched] == ["weights", *SCALE]
+    alpha, beta = space.searched[1:]
+    assert (alpha.low, alpha.high, alpha.initial) == (0.0, 1.0, 0.5)
+    assert (beta.low, beta.high, beta.initial) == (0.5, 1.5, 1.0)
+    assert space.dimension == 4
+    recipe = space.decode(np.array([1.0, 1.0, 0.25, 0.0]))
+    assert (recipe.params[SCALE[0]], recipe.params[SCALE[1]]) == ([0.25], [0.5])
+    again, twice = build_space(resolved, BASE_X_Y, founders="all", span=None)
+    assert twice == resolved
+    assert again.searched == space.searched
+    assert [scaled.scale for scaled in build_operators(recipe, BASE_X_Y)] == [
+        LayerScale(alpha=0.25, beta=0.5)
+    ]
+
+
+def test_a_layer_scale_has_one_value_per_group():
+    body = {"name": "ties", "groups": "layer", "layer_scale": {"alpha": "search", "beta": 0.5}}
+    space = space_of(body)
+    assert space.dimension == 4 * (2 + 1)
+    np.testing.assert_array_equal(space.fixed["layer_scale.beta"], [0.5] * 4)
+
+
+def test_a_tied_beta_follows_alpha():
+    space, resolved = scaled_by({"alpha": 0.25, "beta": "tied"})
+    assert resolved["layer_scale"] == {"alpha": 0.25, "beta": "tied"}
+    recipe = space.decode(space.initial())
+    assert "layer_scale.beta" not in recipe.params
+    assert build_operators(recipe, BASE_X_Y)[0].scale == LayerScale(alpha=0.25, beta=0.75)
+    assert build_space(resolved, BASE_X_Y, founders="none", span=None)[1] == resolved
+
+
+def test_auto_alpha_is_measured_at_the_initial_values_without_a_scale():
+    asked = []
+
+    def measure(recipe):
+        asked.append(recipe)
+        return 0.375
+
+    space, resolved = scaled_by({}, auto_alpha=measure)
+    assert resolved["layer_scale"]["alpha"] == 0.375
+    assert [p.name for p in space.searched] == ["weights", "layer_scale.beta"]
+    np.testing.assert_array_equal(asked[0].params["weights"], [[0.5, 0.5]])
+    assert set(asked[0].params) == {"weights", "density", "lambda_"}
+
+
+def test_founders_of_a_scaled_search_are_not_scaled():
+    found = founders({"name": "task_arithmetic", "layer_scale": {"alpha": 0.5, "beta": 0.5}})
+    assert not [o for o in found if o != "founder: initial values" and SCALE[0] in found[o].params]
+    ties = scaled_by({"alpha": "search", "beta": "search"})[0]
+    own = next(p.recipe for p in ties.founders if p.origin == "founder: ties")
+    assert (own.params[SCALE[0]], own.params[SCALE[1]]) == ([1.0], [0.0]), "the method itself"
+    assert ties.encode(own) is not None
+
+
+def test_a_space_without_a_scale_cannot_say_a_scaled_recipe():
+    plain = space_of({"name": "ties"})
+    scaled = scaled_by({"alpha": 0.5, "beta": 0.5})[0]
+    assert plain.encode(scaled.decode(scaled.initial())) is None
+    assert scaled.encode(plain.decode(plain.initial())) is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        ("search", "merge.layer_scale is 'search'; expected `alpha` and `beta`"),
+        ({"aplha": 1}, "merge.layer_scale.aplha is unknown. Did you mean 'alpha'?"),
+        ({"alpha": "tied"}, "merge.layer_scale.alpha is 'tied'"),
+        ({"alpha": 1, "beta": "auto"}, "merge.layer_scale.beta is 'auto'"),
+        ({"alpha": [1, 0]}, r"merge.layer_scale.alpha: the range \[1, 0\] is empty"),
+        ({"alpha": "auto"}, "'auto' is measured on the models; give a number"),
+    ],
+)
+def test_a_wrong_layer_scale_names_the_key(scale, says):
+    with pytest.raises(ConfigError, match=says):
+        scaled_by(scale)
+
+
+def test_a_layer_scale_needs_a_base():
+    body = {"name": "linear", "layer_scale": {"alpha": 1}}
+    with pytest.raises(ConfigError, match="scales task vectors; give a `base_model:`"):
+        space_of(body, model("a", "b", has_base=False))

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from evomerge.config.mergekit_yaml import read_mergekit, write_mergekit
-from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec, align
+from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec, align, lone
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError
 from evomerge.merging.materialize import materialize
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 OURS = ("linear", "task_arithmetic", "slerp", "nuslerp", "ties", "dare_linear", "dare_ties",
         "multislerp", "karcher", "model_stock",
         "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "nearswap",
-        "arcee_fusion", "ram", "ramplus_tl")  # fmt: skip
+        "arcee_fusion", "ram", "ramplus_tl", "passthrough")  # fmt: skip
 KINDS = (
     "self_attn.q_proj.weight",
     "self_attn.o_proj.weight",
@@ -79,7 +79,8 @@ def test_golden_configs_give_mergekits_tensors(path):
     assert all((GOLDEN / ref.model).is_file() for ref in refs)
     sources = {f"s{i}": ModelFolder(f"s{i}", GOLDEN / ref.model) for i, ref in enumerate(refs)}
     headers = [source.header() for source in sources.values()]
-    space = align(headers, has_base=plan.base_model is not None)
+    has_base = plan.base_model is not None
+    space = align(headers, has_base=has_base) if len(headers) > 1 else lone(headers[0])
     recipe = plan.recipe(space)
     assert recipe.grouping == "global"
     if "seed" in path.stem or path.stem == "ties_bf16":
@@ -275,7 +276,9 @@ SLICE = "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nslices:\n"
         ("merge_method: tiess\n" + MODELS, "Did you mean 'ties'"),
         ("merge_method: [ties]\n" + MODELS, "is not read by evomerge"),
         (MODELS, "merge_method: is missing"),
-        ("merge_method: passthrough\n" + MODELS, "'passthrough' is not read"),
+        ("merge_method: frankenmerge\n" + MODELS, "'frankenmerge' is not read"),
+        ("merge_method: passthrough\n" + MODELS, "weight is not a parameter of passthrough"),
+        ("merge_method: passthrough\nmodels: [{model: a}, {model: b}]\n", "one model at a time"),
         (TIES + "chat_template: auto\n", "chat_template: evomerge does not read this key"),
         (TIES + "tokenizer_source: union\n", "tokenizer_source: 'union'"),
         (TIES + "dtype: bfloat61\n", "Did you mean 'bfloat16'"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evomerge.core.pareto import (
+    MAX_MEMBERS,
     FrontArchive,
     ParetoFront,
     crowding_distance,
@@ -271,3 +272,15 @@ def test_fifty_thousand_adds_take_seconds_at_most():
         archive.add(i, row)
         archive.hypervolume()
     assert time.perf_counter() - start < 20.0  # 0.3 s on an idle core
+
+
+def test_a_large_front_of_five_objectives_is_left_to_the_estimate():
+    rng = np.random.default_rng(0)
+    points = np.abs(rng.normal(size=(MAX_MEMBERS + 1, 5)))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    archive = FrontArchive(np.zeros(5), n_objectives=5)
+    for index, point in enumerate(points[:-1]):
+        archive.add(index, point)
+    assert archive.hypervolume() is not None
+    archive.add(MAX_MEMBERS, points[-1])
+    assert archive.hypervolume() is None

@@ -65,9 +65,16 @@ def test_every_kind_is_computed_once_and_then_reused(tiny_models, tmp_path, prep
         ({"name": "karcher"}, ["grams"]),
     ],
 )
-def test_a_merge_method_gets_the_kinds_it_needs(tiny_models, tmp_path, prepare, merge, kinds):
-    config = tiny_models.write(tmp_path / "c.yaml", merge=merge)
+def test_merge_method_and_founders_get_the_kinds_they_need(
+    tiny_models, tmp_path, prepare, merge, kinds
+):
+    search = {"look_ahead": 6, "founders": "parents"}
+    config = tiny_models.write(tmp_path / "c.yaml", merge=merge, search=search)
     assert list(prepare(config, tmp_path / "cache")) == kinds
+    config = tiny_models.write(tmp_path / "c.yaml", merge=merge)
+    of_founders = {"grams", "histograms"}  # Model Stock and TIES
+    expected = [kind for kind in KINDS if kind in {*kinds, *of_founders}]
+    assert list(prepare(config, tmp_path / "other")) == expected
 
 
 def test_people_get_a_line_per_kind_and_the_config_names_the_folder(

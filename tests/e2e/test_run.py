@@ -28,6 +28,7 @@ def test_search_writes_a_whole_run_folder(finished):
     assert names >= {
         "config.yaml",
         "sources.json",
+        "manifest.json",
         "journal.jsonl",
         "scores.f32",
         "front.json",
@@ -88,7 +89,12 @@ def test_export_loads_and_is_what_was_scored(finished, tmp_path, pick):
     assert row["weights_digest"] == told[row["candidate"]]["weights"]
     assert row["rescored_examples"] == 24
     AutoModelForImageClassification.from_pretrained(out)
-    assert {"recipe.json", "README.md", "config.json"} <= {p.name for p in out.iterdir()}
+    names = {"recipe.json", "manifest.json", "README.md", "config.json"}
+    assert names <= {p.name for p in out.iterdir()}
+    manifest = json.loads((out / "manifest.json").read_text())
+    searched = json.loads((finished / "populations/tiny/manifest.json").read_text())
+    assert manifest["tensors"].keys() == searched["tensors"].keys()
+    assert set(manifest["tensors"].values()) == {"merged"}
 
 
 def test_export_all_writes_the_front_and_recipe_merges_to_the_same_bytes(finished, tmp_path):

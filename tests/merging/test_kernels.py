@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from evomerge.merging import kept as kept_module
+from evomerge.merging import selected as selected_module
 from evomerge.merging.fused import MIN_ELEMENTS, torch_weighted_sum, weighted_sum
 from evomerge.merging.kept import Keep, merge_kept
 from evomerge.merging.operator import TensorInputs
 from evomerge.merging.philox import RUN, philox_uniform
 from evomerge.merging.rank_codes import rank_codes
+from evomerge.merging.selected import merge_selected, square_sums
+from evomerge.merging.variances import variances
 
 N = MIN_ELEMENTS + 3 * RUN + 17
 F32, BF16 = torch.float32, torch.bfloat16
@@ -183,3 +186,26 @@ def test_compiled_masks_are_those_of_the_documented_stream():
     tensors = TensorInputs("w", base, (torch.ones(n),), F32, ("a",))
     got = merge_kept(tensors, [Keep(key=123, density=0.25)], (1.0,), vote=None, divisor="none")
     assert torch.equal(got, (philox_uniform(123, n) < 0.25).float())
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("select", [0.1, 0.6])
+def test_selected_sums_equal_torch_bit_for_bit(dtype, select):
+    tensors = inputs(3, dtype)
+    threshold = tensors.variance_threshold(select, at_least=1, exact=True)
+    shares = (0.5, 0.2, 0.3)
+    compiled = merge_selected(tensors, threshold, shares, 0.8)
+    assert compiled in tensors.finite
+    plain = torch.empty_like(compiled)
+    selected_module._torch(tensors, tensors.canonical_order, threshold, shares, 0.8, plain)
+    assert torch.equal(compiled, plain)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_selected_squares_are_those_of_the_selected_elements(dtype):
+    tensors = inputs(3, dtype)
+    threshold = tensors.variance_threshold(0.3, at_least=1, exact=True)
+    mask = variances([tensors.deltas[k] for k in tensors.canonical_order]) >= threshold
+    assert 0.2 < float(mask.float().mean()) < 0.4
+    expected = [float((delta * mask).double().square().sum()) for delta in tensors.deltas]
+    assert square_sums(tensors, threshold) == pytest.approx(expected, rel=1e-13)

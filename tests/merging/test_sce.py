@@ -69,11 +69,12 @@ def test_mergekits_absolute_guard_ignores_sizes_that_typical_task_vectors_have()
     scales = (4e-4, 4e-4, 4e-4, 1.2e-4)
     inputs = inputs_of(base, [base + s * torch.randn(64, 64, generator=generator) for s in scales])
     guarded = Sce(select=1.0, compat="mergekit")
-    assert guarded.shares(inputs.deltas) == (0.25,) * 4
-    relative = Sce(select=1.0).shares(inputs.deltas)
+    sizes = [float(delta.double().square().mean()) for delta in inputs.deltas]
+    assert guarded.shares(sizes) == (0.25,) * 4
+    relative = Sce(select=1.0).shares(sizes)
     assert relative[3] == pytest.approx(0.0144 / 0.4944, rel=0.1)
     # The relative guard does not know the unit: the same experts, ten times as far away.
-    far = tuple(10.0 * delta for delta in inputs.deltas)
+    far = [100.0 * size for size in sizes]
     assert Sce(select=1.0).shares(far) == pytest.approx(relative)
     assert guarded.shares(far) == pytest.approx(relative)
 

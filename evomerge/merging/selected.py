@@ -1,0 +1,146 @@
+"""Passes over task vectors whose elements are selected by their variance over the experts.
+
+Experts are taken in the order of their files' digests, so that a permutation changes no bit.
+
+Shape letters: E experts, n elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.merging.fused import Array, in_threads, kernel_arrays, pass_size, write_rounded
+from evomerge.merging.sums import square_sum
+from evomerge.merging.variances import variance_of
+
+if TYPE_CHECKING:
+    from evomerge.merging.operator import TensorInputs
+
+
+def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
+    """Return (E,) float64 sums of squares of the selected elements of each task vector.
+
+    Args:
+        tensors: One tensor name, with a base.
+        threshold: Variance from which on an element is selected.
+    """
+    order = tensors.canonical_order
+    arrays = _arrays(tensors, order)
+    if arrays is None:
+        sums = [0.0] * len(order)
+        for _, parts in _selected_parts(tensors, order, threshold):
+            for k, part in zip(order, parts, strict=True):
+                sums[k] += square_sum(part)
+        return tuple(sums)
+    from evomerge.merging.kernels import selected
+
+    base, sources, are_deltas = arrays
+    share = np.float32(1.0 / len(order))
+    found = selected.selected_squares(base, sources, are_deltas, share, np.float32(threshold))
+    lanes = found.transpose(1, 0, 2).reshape(len(order), -1)
+    by_position = {k: math.fsum(lanes[i]) for i, k in enumerate(order)}
+    return tuple(by_position[k] for k in range(len(order)))
+
+
+def merge_selected(
+    tensors: TensorInputs, threshold: float, shares: Sequence[float], scale: float
+) -> Tensor:
+    """Return base + scale * sum_{k in A} a_k d_k / sum_{k in A} a_k over selected elements.
+
+    A holds the experts whose element has the sign of sum_k d_k, + where that is zero; elements
+    that are not selected are the base's.
+
+    Args:
+        tensors: One tensor name, with a base.
+        threshold: Variance from which on an element is selected.
+        shares: (E,) a_k.
+        scale: Common factor.
+    """
+    order = tensors.canonical_order
+    out = tensors.empty_result()
+    arrays = _arrays(tensors, order)
+    kernel = kernel_arrays(out, [out])
+    if arrays is None or kernel is None:
+        _torch(tensors, order, threshold, shares, scale, out)
+        return out
+    from evomerge.merging.kernels import selected
+
+    base, sources, are_deltas = arrays
+    weights = tuple(np.float32(scale * shares[k]) for k in order)
+    divisors = tuple(np.float32(shares[k]) for k in order)
+    share, least = np.float32(1.0 / len(order)), np.float32(threshold)
+
+    def part(start: int, stop: int) -> bool:
+        finite: bool = selected.selected_sum(
+            kernel[0][start:stop],
+            base[start:stop],
+            tuple(source[start:stop] for source in sources),
+            are_deltas,
+            share,
+            least,
+            weights,
+            divisors,
+        )
+        return finite
+
+    if in_threads(part, out.numel()):
+        tensors.finite.add(out)
+    return out
+
+
+def _arrays(
+    tensors: TensorInputs, order: Sequence[int]
+) -> tuple[Array, tuple[Array, ...], bool] | None:
+    """Return base, experts (or task vectors) and which they are; None when torch has to do it."""
+    known = tensors.known_deltas
+    if tensors.base is None or (known is None and any(d is not None for d in tensors.exact_deltas)):
+        return None
+    sources = known or tensors.experts
+    base = kernel_arrays(tensors.base, [tensors.base])
+    arrays = kernel_arrays(tensors.base, [sources[k] for k in order])
+    return None if base is None or arrays is None else (base[0], arrays[1], known is not None)
+
+
+def _selected_parts(
+    tensors: TensorInputs, order: Sequence[int], threshold: float
+) -> list[tuple[int, list[Tensor]]]:
+    """Return (start, (E,) flat float32 task vectors with what is not selected set to zero)."""
+    deltas = [tensors.deltas[k].reshape(-1) for k in order]
+    step = pass_size(deltas[0])
+    found = []
+    for start in range(0, deltas[0].numel(), step):
+        parts = [delta[start : start + step] for delta in deltas]
+        mask = variance_of(parts) >= threshold
+        found.append((start, [part * mask for part in parts]))
+    return found
+
+
+def _torch(
+    tensors: TensorInputs,
+    order: Sequence[int],
+    threshold: float,
+    shares: Sequence[float],
+    scale: float,
+    out: Tensor,
+) -> None:
+    assert tensors.base is not None
+    base, target = tensors.base.reshape(-1), out.view(-1)
+    for start, parts in _selected_parts(tensors, order, threshold):
+        elected = torch.zeros_like(parts[0])
+        for part in parts:
+            elected += part
+        signs = (elected >= 0.0).float().mul_(2.0).sub_(1.0)
+        total, below = torch.zeros_like(elected), torch.zeros_like(elected)
+        for k, part in zip(order, parts, strict=True):
+            agrees = part * signs > 0.0
+            total.add_(part * agrees, alpha=scale * shares[k])
+            below.add_(agrees, alpha=shares[k])
+        total.div_(below.add_(below == 0.0))
+        stop = start + total.numel()
+        write_rounded(target[start:stop], total.add_(base[start:stop].float()))
