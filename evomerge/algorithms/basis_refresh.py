@@ -22,18 +22,20 @@ class BasisRefresh(GenerationAlgorithm):
 
     A round begins with 2 N points: the mean of the basis, each basis vector, and uniform ones. Then
     `iterations` times the best 2 N of the round are pushed to where its winners are, the best
-    `winners` share, by `transport` and noise. The best N points of the round are the next basis. Since
-    merging is linear, a refreshed basis is only a change of coordinates: recipes stay coefficients
-    over the models, exact for `linear` and `task_arithmetic`, and no merged model is ever stored.
+    `winners` share, by `transport` and noise. The best N points of the round are the next basis.
+    Since merging is linear, a refreshed basis is only a change of coordinates: recipes stay
+    coefficients over the models, exact for `linear` and `task_arithmetic`, and no merged model is
+    ever stored. Elites that resemble each other span less than the models did.
 
     Source: the outer loop of EvoGM, arXiv:2605.29295; spec: algorithms.md §10.
     Differs from it: instead of two five-layer networks trained on losers and winners with a cycle
     loss, an affine map per coefficient carries the losers' mean and spread to the winners'. It
     reaches the same aim (the winners' mean) and is undone by its inverse, so there is no cycle loss
-    left to train; it cannot bend. Noise stands in for their training from new random weights in
-    each iteration: without it the search falls behind random search. Basis vectors that were scored are not scored again. Rounds go on
-    until the budget is spent (there: 2). Task vectors start at the base, or at the mean of the
-    models where the base has a weight of its own. Points are clipped to the searched ranges.
+    left to train; it cannot bend, and soon repeats itself, so noise stands in for networks that
+    are trained from new random weights in each iteration. Basis vectors that were scored are not
+    scored again. Rounds go on until the budget is spent (there: 2). Task vectors start at the
+    base, or at the mean of the models where the base has a weight of its own. Points are clipped
+    to the searched ranges.
 
     Attributes:
         iterations: T, pushes per round.
@@ -119,7 +121,8 @@ def transport(points: FloatArray, winners: FloatArray, losers: FloatArray) -> Fl
 
 def spread(winners: FloatArray) -> FloatArray:
     """Return (N,) standard deviations of (W, N) points, at least `SMALLEST_SPREAD`."""
-    return np.maximum(winners.std(axis=0), SMALLEST_SPREAD)
+    widths: FloatArray = np.maximum(winners.std(axis=0), SMALLEST_SPREAD)
+    return widths
 
 
 def _distinct(points: list[Point], n: int) -> list[Point]:

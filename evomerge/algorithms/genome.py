@@ -19,6 +19,7 @@ from evomerge.core.selection import elites, spin, tournament
 from evomerge.errors import ConfigError
 
 TOURNAMENT_SIZE = 3
+RETRIES = 8  # redraws of parents whose child was proposed before, then it is proposed again
 
 
 @search_algorithm("genome")
@@ -39,7 +40,7 @@ class Genome(GenerationAlgorithm):
     Differs from the authors' code: noise goes on coefficients, each mutated with
     `gene_probability`, of which there are few, hence the larger default; `elites` is a number, as
     theirs rounds a share down to none; fitness may be negative or zero (shifted; uniform draws);
-    stagnation begins anew from random pairs and the best member, since only the budget ends a run.
+    parents are redrawn when they had that very child before; stagnation begins anew from random pairs and the best member, since only the budget ends a run.
 
     Attributes:
         population_size: N, at least 2.
@@ -82,6 +83,7 @@ class Genome(GenerationAlgorithm):
         self._members: list[Point] = []
         self._joined = 0  # founders that have competed
         self._has_begun = False
+        self._born: set[bytes] = set()  # children ever proposed
         self._record = -np.inf
         self._stale = 0  # generations without a new record
 
@@ -143,10 +145,16 @@ class Genome(GenerationAlgorithm):
         return children + copies
 
     def _cross(self, fitness: FloatArray) -> Point:
-        a, b = spin(fitness, 2, self._rng)
-        share = crossover_share(fitness, a, b)
-        x, y = self._members[a], self._members[b]
-        return self._point(share * x.vector + (1.0 - share) * y.vector, "crossover", x, y)
+        """Return a child, of other parents when those had this very child before."""
+        for _ in range(RETRIES):
+            a, b = sorted(spin(fitness, 2, self._rng))
+            x, y = self._members[a], self._members[b]
+            share = crossover_share(fitness, a, b)
+            child = self._point(share * x.vector + (1.0 - share) * y.vector, "crossover", x, y)
+            if child.vector.tobytes() not in self._born:
+                break
+        self._born.add(child.vector.tobytes())
+        return child
 
     def _mutated(self, point: Point) -> Point:
         """Return a noisy copy; at least one coefficient differs, or it would be scored in vain."""

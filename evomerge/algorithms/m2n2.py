@@ -11,6 +11,7 @@ import numpy as np
 from evomerge.algorithms.algorithm import search_algorithm
 from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.algorithms.pending import Pending
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.core.candidate import Evaluation, Proposal
 from evomerge.core.linear_span import (
     LinearSpan,
@@ -104,6 +105,8 @@ class M2N2:
             0/1 examples); "one" is 1 for all.
         max_segments: Largest number of segments of a recipe. Beyond it a child's faintest
             breaks are joined; the recipe still says exactly what was scored.
+        warm_up: So many proposals are children of two random sources before members breed
+            (the paper's warm-up; its code has none).
     """
 
     needs_span: ClassVar[bool] = True  # the composition root then computes `space.span`
@@ -115,6 +118,7 @@ class M2N2:
     angle_scope: AngleScope = "global"
     capacity: Literal["auto", "one"] = "auto"
     max_segments: int = 256
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -122,7 +126,8 @@ class M2N2:
         Raises:
             ConfigError: A field is out of range.
         """
-        for name, low in (("population_size", 2), ("alpha", 0), ("max_segments", 2)):
+        limits = (("population_size", 2), ("alpha", 0), ("max_segments", 2), ("warm_up", 0))
+        for name, low in limits:
             value = getattr(self, name)
             if not low <= value < float("inf"):
                 raise ConfigError(f"algorithm.{name} is {value}, must be at least {low}")
@@ -159,6 +164,7 @@ class M2N2:
             alpha=self.alpha,
             use_attraction=self.attraction,
             capacity=self.capacity,
+            warm_up=self.warm_up,
         )
         self._pending: Pending[Segments] = Pending()
         self._examples: tuple[tuple[str, int], ...] | None = None
@@ -177,6 +183,29 @@ class M2N2:
     def member_ids(self) -> tuple[int, ...]:
         """Candidate ids of the archive, by slot."""
         return self._search.ids
+
+    def example_order(self) -> IntArray | None:
+        """Return in which order to score a child's examples, see `early_rejection`."""
+        return self._search.example_order()
+
+    def rejects(self, examples: IntArray, scores: ScoreArray) -> bool:
+        """Return whether a child can neither enter the archive nor become the champion.
+
+        Args:
+            examples: (n,) examples scored so far, as positions in `Evaluation.flat_scores`.
+            scores: (n,) their scores; those still to come must lie in [0, 1].
+        """
+        if self._champion is None or self._examples is None:
+            return False
+        hoped = np.ones(sum(size for _, size in self._examples), np.float32)
+        hoped[examples] = scores
+        ends = np.cumsum([size for _, size in self._examples])
+        tasks = [task for task, _ in self._examples]
+        by_task = dict(zip(tasks, np.split(hoped, ends[:-1]), strict=True))
+        best = Evaluation(self._champion.candidate, by_task)
+        if float(self._objectives.values(best).mean()) > self._champion_value:
+            return False
+        return self._search.rejects(examples, scores)
 
     def ask(self) -> Proposal:
         """Return a child of two members, or of two sources while there are too few."""

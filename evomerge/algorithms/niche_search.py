@@ -10,11 +10,12 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from evomerge.core.arrays import FloatArray, ScoreArray
+from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.niching import Capacity, lift, roulette, weighted_sums, worth
 
 Genome = TypeVar("Genome")
 
+REJECTION_MARGIN = 1e-9  # relative; sums of a few thousand shares are exact to about 1e-13
 RETRIES = 8  # redraws when a child was proposed before, then it is proposed again
 
 
@@ -84,6 +85,7 @@ class NicheSearch(Generic[Genome]):
         alpha: float,
         use_attraction: bool,
         capacity: Capacity = "auto",
+        warm_up: int = 0,
     ) -> None:
         """Begin with an empty archive.
 
@@ -94,6 +96,7 @@ class NicheSearch(Generic[Genome]):
             alpha: Sharing strength.
             use_attraction: Draw the second parent by attraction; else by fitness.
             capacity: Worth of an example, see `core.niching`.
+            warm_up: So many children come from `Lineage.warm_up` before members breed.
         """
         self._lineage = lineage
         self._rng = rng
@@ -101,6 +104,7 @@ class NicheSearch(Generic[Genome]):
         self._alpha = alpha
         self._use_attraction = use_attraction
         self._capacity: Capacity = capacity
+        self._warm_up_left = warm_up
         self._scores: FloatArray | None = None  # (P + 1, N); the last row is the newcomer's
         self._ids: list[int] = []
         self.members: list[Genome] = []
@@ -127,6 +131,7 @@ class NicheSearch(Generic[Genome]):
             key = self._lineage.key(offspring.genome)
         if key is not None:
             self._seen.add(key)
+        self._warm_up_left = max(self._warm_up_left - 1, 0)
         return offspring
 
     def mark_proposed(self, genome: Genome) -> None:
@@ -172,6 +177,38 @@ class NicheSearch(Generic[Genome]):
         self._view = None
         return True
 
+    def example_order(self) -> IntArray | None:
+        """Return (N,) examples, those first on which a failure costs a newcomer most.
+
+        None while the archive has empty slots: it then takes anyone.
+        """
+        if len(self.members) < self._size:
+            return None
+        view = self._members_view()
+        best = np.maximum(view.best, 1.0)
+        at_stake = worth(view.crowd + 1.0, best, self._alpha, self._capacity)
+        return np.argsort(-at_stake, kind="stable")
+
+    def rejects(self, examples: IntArray, scores: ScoreArray | FloatArray) -> bool:
+        """Return whether a newcomer cannot enter, whatever its other scores in [0, 1] are.
+
+        With alpha <= 1 a better score never lowers the newcomer's shared fitness relative to any
+        member's, so it is enough to look at the case that all other scores are 1.
+
+        Args:
+            examples: (n,) examples that are scored already.
+            scores: (n,) their scores.
+        """
+        if len(self.members) < self._size or self._alpha > 1.0 or self._members_view().is_lifted:
+            return False
+        assert self._scores is not None
+        self._scores[-1] = 1.0
+        self._scores[-1, examples] = scores
+        if self._scores[-1].min() < 0.0:
+            return False
+        fitness = self._contest()
+        return bool(fitness[-1] < fitness[:-1].min() * (1.0 - REJECTION_MARGIN))
+
     def _contest(self) -> FloatArray:
         """Return (P + 1,) shared fitness of a full archive and the row that was put last."""
         assert self._scores is not None
@@ -203,7 +240,7 @@ class NicheSearch(Generic[Genome]):
         return self._view
 
     def _breed(self) -> Offspring[Genome]:
-        if len(self.members) < 2:
+        if len(self.members) < 2 or self._warm_up_left:
             return Offspring(self._lineage.warm_up(self._rng), ())
         a, b = self._pick_parents()
         child = self._lineage.cross(self.members[a], self.members[b], self._rng)

@@ -214,7 +214,9 @@ class Optuna(OptunaAlgorithm):
                 )
 
     def _choice(self) -> tuple[str, dict[str, Any]]:
-        return self.sampler, dict(self.options)
+        # Without scrambling every seed would give the same points.
+        usual = {"scramble": True} if self.sampler == "QMCSampler" else {}
+        return self.sampler, usual | dict(self.options)
 
 
 @search_algorithm("nsga2")

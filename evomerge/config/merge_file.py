@@ -15,10 +15,11 @@ from evomerge.config.mergekit_slices import read_slices
 from evomerge.config.mergekit_yaml import read_mergekit
 from evomerge.config.models import OpenModels, open_each, open_sources, resolve_model_configs
 from evomerge.config.schema import ModelConfig, TransformConfig
-from evomerge.config.stacks import depth, read_plans, stack_models, stack_names
+from evomerge.config.stacks import Opened, depth, read_plans, stack_models, stack_names
 from evomerge.config.transform_yaml import TransformPlan, read_transform_yaml
 from evomerge.config.transforms import resolve_transforms
 from evomerge.config.yaml_file import MAX_BYTES
+from evomerge.core.layer_plan import LayerPlan
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, ModelSpaceError, SourceError
 from evomerge.export import (
@@ -111,11 +112,21 @@ def _open_slices(file: Path) -> tuple[Recipe, OpenModels, str | None] | None:
     ids = [source.id for source in opened]
     plans = sliced.stacks(ids) or []
     by_id = dict(zip(stack_names(ids, len(plans)), plans, strict=True))
+    models = _stack(refs, opened, by_id, sliced.has_base, file)
+    return sliced.recipe(models.space), models, sliced.dtype
+
+
+def _stack(
+    refs: list[ModelConfig],
+    opened: list[Opened],
+    plans: Mapping[str, LayerPlan],
+    has_base: bool,
+    file: Path,
+) -> OpenModels:
     try:
-        models = stack_models(refs, opened, by_id, has_base=sliced.has_base)
+        return stack_models(refs, opened, plans, has_base=has_base)
     except (ConfigError, ModelSpaceError) as error:
         raise type(error)(f"{file}: {error}") from None
-    return sliced.recipe(models.space), models, sliced.dtype
 
 
 def stacked_of(models: OpenModels) -> tuple[Stacked, ...]:
@@ -165,7 +176,7 @@ def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:
         digests |= {name: digest for name, (_, digest) in plans.items()}
         _, refs = resolve_model_configs(None, configs, file.parent)
         only = {name: plan for name, (plan, _) in plans.items()}
-        models = stack_models(refs, open_each(refs), only, has_base=has_base)
+        models = _stack(refs, open_each(refs), only, has_base, file)
     else:
         base, others = (configs[0], configs[1:]) if has_base else (None, configs)
         base, others = resolve_model_configs(base, others, file.parent)

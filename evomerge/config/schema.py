@@ -114,7 +114,7 @@ class SearchConfig(_Section):
     Attributes:
         tell_order: "asked" (repeatable) or "completed".
         look_ahead: Candidates in flight; None: three times the workers.
-        founders: "all" (parents, mean, task arithmetic), "parents" or "none".
+        founders: "all" (parents, mean, task arithmetic, Model Stock, TIES), "parents" or "none".
     """
 
     tell_order: Literal["asked", "completed"] = "asked"

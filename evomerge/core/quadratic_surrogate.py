@@ -20,7 +20,7 @@ Link = Literal["identity", "sigmoid", "softplus"]
 LINKS: tuple[Link, ...] = get_args(Link)
 
 _CLIP = 1e-2  # how near the linear start goes to a link's ends, as a share of the values' size
-_RIDGES = np.logspace(-8, 1, 28)  # tried, as a share of the features' mean square
+_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)  # tried, as a share of the mean curvature
 _STEPS = 60
 _MIN_NOISE = 1e-10
 
@@ -195,10 +195,11 @@ class QuadraticSurrogate:
 def fit_quadratic(points: FloatArray, values: FloatArray, link: Link) -> QuadraticSurrogate:
     """Fit a quadratic behind a link.
 
-    Ridge regression on the linked values gives the start and, by leave-one-out error, the ridge:
-    next to nothing with plenty of points, telling with fewer than about 2 q. Then
-    Levenberg-Marquardt minimises the penalised squared error of the values themselves. All of it
-    happens in the span of the data's features, so that fewer points than coefficients cost less.
+    Ridge regression on the linked values gives the start, Levenberg-Marquardt minimises the
+    penalised squared error of the values themselves. The ridge is the one, of a few, with the
+    least leave-one-out error: next to nothing with plenty of points, telling with fewer than
+    about 2 q. All of it happens in the span of the data's features, so that fewer points than
+    coefficients cost less.
 
     Args:
         points: (n, D) in the unit cube, n >= 1.
@@ -222,11 +223,17 @@ def fit_quadratic(points: FloatArray, values: FloatArray, link: Link) -> Quadrat
     z = _inverse(link, y)
     offset = float(z.mean())
     u, s, vt = np.linalg.svd(quadratic_features(x), full_matrices=False)
-    start, share = _linear_start(u, s, z - offset, y, offset, link)
     design = u * s  # coordinates of the points in the span of their features
-    slope = _FORWARD[link](offset + design @ start)[1]
-    ridge = max(share * float((slope**2).mean()), 1e-12)
-    coordinates, fitted, slopes = _refine(design, y, offset, link, start, ridge)
+    curvature = float((s**2).mean()) * float((_FORWARD[link](z)[1] ** 2).mean())
+    coordinates = s * (u.T @ (z - offset)) / (s**2 + float((s**2).mean()) * _RIDGES[0])
+    best, chosen = math.inf, (coordinates, z, z, 1.0)
+    for share in _RIDGES:
+        ridge = max(share * curvature, 1e-12)
+        coordinates, fitted, slopes = _refine(design, y, offset, link, coordinates, ridge)
+        error = _left_out_error(slopes[:, None] * design, y - fitted, ridge)
+        if error < best * (1.0 + 1e-6):  # a tie but for rounding goes to the smaller ridge
+            best, chosen = error, (coordinates, fitted, slopes, ridge)
+    coordinates, fitted, slopes, ridge = chosen
     energy = np.linalg.svd(slopes[:, None] * design, compute_uv=False) ** 2
     spent = float((energy / (energy + ridge)).sum())
     noise = float(((y - fitted) ** 2).sum()) / max(len(y) - spent, 1.0)
@@ -235,20 +242,11 @@ def fit_quadratic(points: FloatArray, values: FloatArray, link: Link) -> Quadrat
     )
 
 
-def _linear_start(
-    u: FloatArray, s: FloatArray, z: FloatArray, y: FloatArray, offset: float, link: Link
-) -> tuple[FloatArray, float]:
-    """Return (r,) ridge coordinates and the ridge with the least leave-one-out error in y."""
-    projected = u.T @ z
-    best, chosen = math.inf, (np.zeros(len(s)), 1.0)
-    for ridge in _RIDGES * float((s**2).mean()):
-        keep = s**2 / (s**2 + ridge)
-        leverage = np.minimum((u**2 * keep).sum(axis=1), 1.0 - 1e-6)
-        left_out = z - (z - u @ (keep * projected)) / (1.0 - leverage)
-        error = float(((y - _FORWARD[link](offset + left_out)[0]) ** 2).sum())
-        if error < best * (1.0 - 1e-6):  # a tie but for rounding goes to the smaller ridge
-            best, chosen = error, (keep * projected / np.maximum(s, 1e-12), float(ridge))
-    return chosen
+def _left_out_error(jacobian: FloatArray, residual: FloatArray, ridge: float) -> float:
+    """Return the sum of squared leave-one-out residuals, linearised around a fit."""
+    u, s, _ = np.linalg.svd(jacobian, full_matrices=False)
+    leverage = (u**2 * (s**2 / (s**2 + ridge))).sum(axis=1)
+    return float(np.square(residual / np.maximum(1.0 - leverage, 1e-3)).sum())
 
 
 def _refine(

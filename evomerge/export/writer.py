@@ -19,6 +19,7 @@ from evomerge.export.adapter_card import AdapterFacts
 from evomerge.export.card import CardFacts, render_card
 from evomerge.export.folder import check_vacant, new_folder, write_json
 from evomerge.export.record import check_parents, recipe_record
+from evomerge.export.stacked import Stacked
 from evomerge.merging.derived import Derived
 from evomerge.merging.manifest import manifest_of
 from evomerge.merging.materialize import DTYPES as TENSOR_DTYPES
@@ -254,7 +255,10 @@ def _write_papers(
 ) -> str:
     """Write what says how the model was made; return why there is no mergekit_config.yml."""
     references = {parent.id: parent.reference for parent in card.parents}
-    said, reason = write_mergekit(recipe, space, references, dtype=weights.dtype)
+    if any(isinstance(item, Stacked) for item in card.transformed):
+        said, reason = None, "its sources are stacks of layers"
+    else:
+        said, reason = write_mergekit(recipe, space, references, dtype=weights.dtype)
     text = None
     if said is not None:
         text = yaml.safe_dump(said, sort_keys=False, default_flow_style=None, width=96)

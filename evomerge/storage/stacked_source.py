@@ -51,7 +51,7 @@ class StackedSource:
         Args:
             id: Name of the source in recipes.
             plan: Its layers must be in range; see `LayerPlan.check`.
-            sources: Source id -> model, at least those of the plan.
+            sources: Source id -> model: those of the plan, and others that must be like them.
 
         Raises:
             ModelSpaceError: The sources are of different architectures or widths, have more than
@@ -59,7 +59,7 @@ class StackedSource:
         """
         self.id = id
         self.plan = plan
-        self._sources = {name: sources[name] for name in plan.sources}
+        self._sources = dict(sources)
         headers = {name: source.header() for name, source in self._sources.items()}
         prefix = _common_prefix(headers)
         _check_shapes(headers)
@@ -170,8 +170,13 @@ def _check_scale(header: SourceHeader, slot: LayerSlot, found: Mapping[str, _Ori
     """Refuse a scale that would not scale what the block adds."""
     # Gemma 2 and 3 and OLMo 2 normalise what attention and MLP return.
     normalised = [name for name in found if "post_feedforward_layernorm" in name]
-    if normalised or not any(origin.scale == slot.scale for origin in found.values()):
-        why = f"{normalised[0]} normalises it" if normalised else "no output matrix was found"
+    kinds = {place(name).kind for name in found}
+    why = f"{normalised[0]} normalises it" if normalised else ""
+    if "attn.o" not in kinds:
+        why = "the matrix at the end of its attention was not found"
+    elif kinds & {"mlp.up", "mlp.gate_up"} and "mlp.down" not in kinds:
+        why = "the matrix at the end of its MLP was not found"
+    if why:
         raise ModelSpaceError(
             f"layer {slot.layer} of {slot.source!r} ({header.architecture or 'unknown'}) cannot "
             f"have its output scaled: {why}. Leave the scale out."

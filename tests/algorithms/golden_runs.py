@@ -42,6 +42,18 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "optuna": ("optuna", {"sampler": "TPESampler", "options": {"n_startup_trials": 5}}),
     "random": ("random", {}),
     "tpe": ("tpe", {"startup_evaluations": 5}),
+    "basis_refresh": ("basis_refresh", {"iterations": 2}),
+    "cycle_qd": ("cycle_qd", {"cells": 5}),
+    "evo_merging": ("evo_merging", {"population_size": 6, "budget_hint": 30, "first": "weights"}),
+    "frank_wolfe": ("frank_wolfe", {"iterations": 3}),
+    "ga": ("ga", {"population_size": 5}),
+    "map_elites": ("map_elites", {"bins": 4, "split_point": False}),
+    "m2n2_warm_up": ("m2n2", {"population_size": 6, "warm_up": 12}),
+    "genome": ("genome", {"population_size": 6, "mutation_probability": 0.5}),
+    "genome_plus": ("genome_plus", {"population_size": 4}),
+    "greedy_soup": ("greedy_soup", {}),
+    "model_swarms": ("model_swarms", {"population_size": 5}),
+    "pso_merging": ("pso_merging", {"moves": 3}),
 }
 
 

@@ -124,7 +124,7 @@ def test_predictions_are_checked_against_what_was_measured(variant):
     assert len(surrogate.points) == 53
     error = surrogate.error()
     assert error["one"]["n"] == error["two"]["n"] >= 10
-    assert error["one"]["predicted"] < 0.1
+    assert error["one"]["predicted"] < 0.15
     assert error["two"]["fit"] < 0.04
     np.testing.assert_allclose(surrogate.measured[-1], surrogate.values[-1])
     json.dumps(surrogate.to_json())
@@ -253,8 +253,9 @@ def climb(n_weights, behave, n_samples=6, fails=lambda w: False):
 
 def by_skill(weights):
     """Models 0 and 2 answer alike, and so do 1 and 3."""
-    skill = np.array([weights[0] + weights[2], weights[1] + weights[3]])
-    values = np.clip(skill, 0.0, 1.0) / (1.0 + skill.sum())
+    each = weights - 0.5 * weights**2
+    skill = np.array([each[0] + each[2], each[1] + each[3]])
+    values = skill / (2.0 + 0.5 * skill[::-1])
     return values, np.repeat(values, 4)
 
 

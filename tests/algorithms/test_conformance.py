@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -32,7 +33,30 @@ CONFIGS = [
     ("nevergrad", {"optimizer": "OLNDiscreteOnePlusOne"}),  # draws from the global streams
     ("optuna", {"sampler": "NSGAIIISampler", "options": {"population_size": 8}}),
     ("optuna", {"sampler": "RandomSampler"}),
+    ("basis_refresh", {"iterations": 1, "weights": {"second": 1.0}}),
+    ("cycle_qd", {"cells": 1}),
+    ("evo_merging", {"first": "weights", "population_size": 4}),
+    ("frank_wolfe", {"iterations": 1}),
+    ("genome", {"population_size": 2, "patience": 1}),
+    ("genome_plus", {"population_size": 3, "patience": 1, "elites": 0}),
+    ("model_swarms", {"population_size": 2, "patience": 2, "restart_patience": 1}),
+    ("pso_merging", {"moves": 1}),
+    ("ribs", {"emitter": "GaussianEmitter", "emitters": 1, "batch_size": 4}),
+    ("ribs", {"emitter": "IsoLineEmitter", "cells": 3}),
+    ("optuna", {"sampler": "QMCSampler"}),
+    # Its model takes minutes for the suite's hundreds of points; test_constraints.py fits it.
+    ("optuna", {"sampler": "GPSampler", "options": {"n_startup_trials": 60}}),
 ]
+
+
+NEEDS_RIBS = pytest.mark.skipif(
+    importlib.util.find_spec("ribs") is None, reason="pyribs, an extra, is not installed"
+)
+
+
+def named(names):
+    """Names as test parameters; those that need an extra skip without it."""
+    return [pytest.param(n, marks=NEEDS_RIBS if n == "ribs" else ()) for n in names]
 
 
 def label(value):
@@ -41,6 +65,8 @@ def label(value):
 
 @pytest.mark.parametrize(("name", "config"), CONFIGS, ids=label)
 def test_algorithm_keeps_the_contract(name, config):
+    if name == "ribs" and importlib.util.find_spec("ribs") is None:
+        pytest.skip("pyribs, an extra, is not installed")
     check_search_algorithm(functools.partial(search_algorithms.get(name), **config))
 
 
@@ -55,7 +81,9 @@ def test_config_fields_are_exactly_the_keywords(name):
     assert list(inspect.signature(cls).parameters) == [item.name for item in fields(cls)]
 
 
-@pytest.mark.parametrize("name", sorted(set(search_algorithms.names()) - {"m2n2"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(search_algorithms.names()) - {"m2n2", "ga", "map_elites"})
+)
 def test_a_space_without_dimensions_is_refused(name):
     problem = linear_problem()
     empty = SearchSpace("linear", problem.space.sources, "global", 1, ())
@@ -63,7 +91,7 @@ def test_a_space_without_dimensions_is_refused(name):
         search_algorithms.get(name)().start(empty, problem.objectives, generator(0))
 
 
-@pytest.mark.parametrize("name", search_algorithms.names())
+@pytest.mark.parametrize("name", named(search_algorithms.names()))
 def test_one_searched_number_is_enough(name):
     problem = linear_problem()
     space = problem.space

@@ -113,7 +113,7 @@ def test_negative_scores_breed_like_positive_ones():
         plain.tell("a", row, number)
         shifted.tell("a", row - 40.0, number)
     assert len(shifted) == 3
-    assert np.isfinite(shifted._fitness if shifted._fitness is not None else 0.0).all()
+    assert np.isfinite(shifted._members_view().fitness).all()
     worst = archive(size=2)
     worst.tell("bad", np.full(5, -9.0), 0)
     worst.tell("good", np.full(5, -1.0), 1)

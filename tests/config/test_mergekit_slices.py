@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from evomerge.config.mergekit_slices import read_slices
 from evomerge.config.merge_file import merge_file
+from evomerge.config.mergekit_slices import read_slices
 from evomerge.core.layer_plan import LayerPlan, LayerSlot
 from evomerge.core.model_space import lone
 from evomerge.errors import ConfigError

@@ -67,9 +67,9 @@ def test_broken_json_is_refused_by_place(change, says):
 def test_check_names_what_the_sources_lack():
     plan = LayerPlan((LayerSlot("math", 0), LayerSlot("math", 7)), "math", "math")
     plan.check({"math": 8})
-    with pytest.raises(ConfigError, match="layer 1 is layer 7 of 'math', which has 7 layers"):
+    with pytest.raises(ConfigError, match=r"layer 1 is layer 7 of 'math', which has 7 layers"):
         plan.check({"math": 7})
-    with pytest.raises(ConfigError, match="'math' is not a source. Did you mean 'maths'"):
+    with pytest.raises(ConfigError, match=r"'math' is not a source. Did you mean 'maths'"):
         plan.check({"maths": 8})
 
 
@@ -77,7 +77,7 @@ def test_repeats_can_be_capped():
     plan = LayerPlan((LayerSlot("a", 0), LayerSlot("a", 1), LayerSlot("a", 1, 0.5)), "a", "a")
     plan.check({"a": 2})
     plan.check({"a": 2}, max_repeats=2)
-    with pytest.raises(ConfigError, match="layer 1 of 'a' occurs 2 times, at most 1"):
+    with pytest.raises(ConfigError, match=r"layer 1 of 'a' occurs 2 times, at most 1"):
         plan.check({"a": 2}, max_repeats=1)
 
 

@@ -12,6 +12,7 @@ from tests.cli.command import command
 from tests.e2e.tiny_run import journal, start
 
 KINDS = ["grams", "histograms", "quantiles", "rank-codes", "block-grams"]
+PARENTS = {"look_ahead": 6, "founders": "parents"}  # no founder that needs statistics of its own
 
 
 @pytest.fixture
@@ -68,8 +69,7 @@ def test_every_kind_is_computed_once_and_then_reused(tiny_models, tmp_path, prep
 def test_merge_method_and_founders_get_the_kinds_they_need(
     tiny_models, tmp_path, prepare, merge, kinds
 ):
-    search = {"look_ahead": 6, "founders": "parents"}
-    config = tiny_models.write(tmp_path / "c.yaml", merge=merge, search=search)
+    config = tiny_models.write(tmp_path / "c.yaml", merge=merge, search=PARENTS)
     assert list(prepare(config, tmp_path / "cache")) == kinds
     config = tiny_models.write(tmp_path / "c.yaml", merge=merge)
     of_founders = {"grams", "histograms"}  # Model Stock and TIES
@@ -81,7 +81,8 @@ def test_people_get_a_line_per_kind_and_the_config_names_the_folder(
     tiny_models, tmp_path, evomerge
 ):
     runtime = {"workers": 1, "threads": 1, "cache": "here"}
-    config = tiny_models.write(tmp_path / "c.yaml", merge={"name": "ties"}, runtime=runtime)
+    merge = {"name": "ties"}
+    config = tiny_models.write(tmp_path / "c.yaml", merge=merge, runtime=runtime, search=PARENTS)
     done = evomerge("prepare", config)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
@@ -94,8 +95,9 @@ def test_people_get_a_line_per_kind_and_the_config_names_the_folder(
 def test_a_new_expert_costs_only_its_own(tiny_models, tmp_path, prepare):
     cache = tmp_path / "cache"
     models = [{"name": name, "model": str(tiny_models.folder / name)} for name in ("x", "y")]
-    one = tiny_models.write(tmp_path / "1.yaml", merge={"name": "ties"}, models=models[:1])
-    two = tiny_models.write(tmp_path / "2.yaml", merge={"name": "ties"}, models=models[::-1])
+    same = {"merge": {"name": "ties"}, "search": PARENTS}
+    one = tiny_models.write(tmp_path / "1.yaml", models=models[:1], **same)
+    two = tiny_models.write(tmp_path / "2.yaml", models=models[::-1], **same)
     first = prepare(one, cache)
     second = prepare(two, cache)
     for name, kind in second.items():

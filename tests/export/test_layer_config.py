@@ -61,9 +61,9 @@ def test_each_layer_keeps_what_its_own_config_says():
     a = {"num_hidden_layers": 2, "layer_types": ["x", "y"]}
     b = {"num_hidden_layers": 1, "layer_types": ["z"]}
     assert stacked_config(a, plan, {"a": a, "b": b})["layer_types"] == ["y", "z"]
-    with pytest.raises(ConfigError, match="config.json of 'b' lacks layer_types"):
+    with pytest.raises(ConfigError, match=r"config.json of 'b' lacks layer_types"):
         stacked_config(a, plan, {"a": a, "b": {"num_hidden_layers": 1}})
-    with pytest.raises(ConfigError, match="'a': layer_types has 1 values, none for layer 1"):
+    with pytest.raises(ConfigError, match=r"'a': layer_types has 1 values, none for layer 1"):
         stacked({"num_hidden_layers": 2, "layer_types": ["x"]}, 1)
 
 
@@ -71,7 +71,7 @@ def test_lists_that_transformers_derives_from_the_index_are_written_out():
     config = {"model_type": "gemma2", "num_hidden_layers": 4}
     sliding, full = "sliding_attention", "full_attention"
     assert stacked(config, 1, 1, 2)["layer_types"] == [full, full, sliding]
-    with pytest.raises(SourceError, match="a: transformers cannot read its config.json"):
+    with pytest.raises(SourceError, match=r"a: transformers cannot read its config.json"):
         stacked(config | {"layer_types": ["sliding_attention"]}, 0)
 
 
@@ -94,14 +94,14 @@ def test_max_window_layers_is_left_alone_where_nothing_reads_it():
 def test_kinds_that_follow_from_the_index_are_kept_or_refused():
     config = {"num_hidden_layers": 4, "decoder_sparse_step": 2}
     assert stacked(config, 0, 1, 2, 1)["num_hidden_layers"] == 4
-    with pytest.raises(ConfigError, match="decoder_sparse_step is 2.*layer 2 of 'a' would become"):
+    with pytest.raises(ConfigError, match=r"decoder_sparse_step is 2.*layer 2 of 'a' would become"):
         stacked(config, 0, 2)
     config = {"num_hidden_layers": 2, "num_kv_shared_layers": 1}
     assert stacked(config, 0, 1) == config
-    with pytest.raises(ConfigError, match="num_kv_shared_layers is 1, which ties layers"):
+    with pytest.raises(ConfigError, match=r"num_kv_shared_layers is 1, which ties layers"):
         stacked(config, 0, 1, 1)
 
 
 def test_a_config_without_a_number_of_layers_is_refused():
-    with pytest.raises(ConfigError, match="states no number of layers"):
+    with pytest.raises(ConfigError, match=r"states no number of layers"):
         stacked({"hidden_size": 3}, 0)

@@ -55,8 +55,8 @@ def test_layers_come_from_where_the_plan_says(open_model):
     query = "model.layers.1.self_attn.q_proj.weight"
     assert header.digests[query] == sources["b"].fingerprint()[query]
     assert stack.exact_delta(EMBED) is None
-    assert [tensor.spec.name for tensor in lone(header).merged][0] == EMBED
-    with pytest.raises(SourceError, match="s: has no tensor 'model.layers.3"):
+    assert lone(header).merged[0].spec.name == EMBED
+    with pytest.raises(SourceError, match=r"s: has no tensor 'model.layers.3"):
         stack.read("model.layers.3.input_layernorm.weight")
 
 
@@ -126,16 +126,16 @@ def test_what_cannot_be_stacked_is_refused(open_model, tmp_path, save_model):
         StackedSource("s", plan, {"a": a, "wide": wide})
     other = ModelFolder("g", save_model(tmp_path / "g", llama(2), {"architectures": ["Gemma"]}))
     plan = LayerPlan((LayerSlot("a", 0), LayerSlot("g", 0)), "a", "a")
-    with pytest.raises(ModelSpaceError, match="different architectures"):
+    with pytest.raises(ModelSpaceError, match=r"different architectures"):
         StackedSource("s", plan, {"a": a, "g": other})
     flat = open_model("flat", {EMBED: torch.ones(3, 4)})
-    with pytest.raises(ModelSpaceError, match="no layers were found in 'flat'"):
+    with pytest.raises(ModelSpaceError, match=r"no layers were found in 'flat'"):
         StackedSource("s", LayerPlan((LayerSlot("flat", 0),), "flat", "flat"), {"flat": flat})
     holes = open_model("holes", {"model.layers.1.mlp.down_proj.weight": torch.ones(2, 2)})
-    with pytest.raises(ModelSpaceError, match="'holes' has no tensors in layer 0"):
+    with pytest.raises(ModelSpaceError, match=r"'holes' has no tensors in layer 0"):
         StackedSource("s", LayerPlan.whole("holes", 1), {"holes": holes})
     two = open_model("two", llama(3) | {"vision.blocks.0.mlp.fc1.weight": torch.ones(2, 2)})
-    with pytest.raises(ModelSpaceError, match="several stacks of layers"):
+    with pytest.raises(ModelSpaceError, match=r"several stacks of layers"):
         StackedSource("s", LayerPlan.whole("two", 1), {"two": two})
 
 
@@ -143,5 +143,14 @@ def test_a_scale_that_a_norm_would_undo_is_refused(open_model):
     norm = {"model.layers.0.post_feedforward_layernorm.weight": torch.ones(4)}
     a = open_model("a", llama(0, 1) | norm)
     StackedSource("s", LayerPlan((LayerSlot("a", 0),), "a", "a"), {"a": a})
-    with pytest.raises(ModelSpaceError, match="post_feedforward_layernorm.weight normalises it"):
+    with pytest.raises(ModelSpaceError, match=r"post_feedforward_layernorm.weight normalises it"):
+        StackedSource("s", LayerPlan((LayerSlot("a", 0, 0.5),), "a", "a"), {"a": a})
+
+
+@pytest.mark.parametrize(("old", "new"), [("o_proj", "dense"), ("w2", "output")])
+def test_a_scale_of_only_half_a_block_is_refused(open_model, old, new):
+    tensors = {name.replace(old, new): value for name, value in llama(0, 1).items()}
+    up = {"model.layers.0.mlp.experts.2.w3.weight": torch.ones(4, 4)}
+    a = open_model("a", tensors | up)
+    with pytest.raises(ModelSpaceError, match=r"layer 0 of 'a' .*: the matrix at the end of its"):
         StackedSource("s", LayerPlan((LayerSlot("a", 0, 0.5),), "a", "a"), {"a": a})
