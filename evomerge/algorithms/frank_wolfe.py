@@ -24,8 +24,8 @@ class FrankWolfe(GenerationAlgorithm):
 
     The slope towards model s is the finite difference (f(x + h (s - x)) - f(x)) / h with h the
     `probe`; since f(x) and h are the same for all, s is the model whose probe scores best. Each
-    step scores x and one probe per model, all at once: K + 1 evaluations (K where x is the probe that
-    won). All points are convex combinations of the start and the models.
+    step scores x and one probe per model, all at once: K + 1 evaluations, K where x is the probe
+    that won. All points are convex combinations of the start and the models.
 
     Starts from the initial values; starts again from a random mixture of the models after
     `iterations` steps, and when no probe beats x.

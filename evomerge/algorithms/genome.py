@@ -40,7 +40,8 @@ class Genome(GenerationAlgorithm):
     Differs from the authors' code: noise goes on coefficients, each mutated with
     `gene_probability`, of which there are few, hence the larger default; `elites` is a number, as
     theirs rounds a share down to none; fitness may be negative or zero (shifted; uniform draws);
-    parents are redrawn when they had that very child before; stagnation begins anew from random pairs and the best member, since only the budget ends a run.
+    parents that had the very same child before are redrawn; stagnation begins anew from random
+    pairs and the best member, since only the budget ends a run.
 
     Attributes:
         population_size: N, at least 2.

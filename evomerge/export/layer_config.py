@@ -22,18 +22,21 @@ _LISTS = (
 )  # fmt: skip
 # Indices of the layers that have something.
 _INDICES = (
-    "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs",
+    "mlp_only_layers", "rope_scaling_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs",
     "attn_layer_indices", "dense_layers",
 )  # fmt: skip
 # The number of layers at the beginning that are of another kind.
-_BEGINNINGS = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
+_BEGINNINGS = (
+    "first_k_dense_replace", "max_window_layers", "num_dense_layers", "moe_layer_start_index",
+)  # fmt: skip
 # Every n-th layer is of another kind -> the list that says it too, and then rules.
 _PERIODS = {
     "decoder_sparse_step": "mlp_layer_types", "moe_layer_freq": "mlp_layer_types",
     "expert_layer_period": "layers_block_type", "attn_layer_period": "layers_block_type",
     "interleave_moe_layer_step": "moe_layers", "no_rope_layer_interval": "no_rope_layers",
     "full_attention_interval": "layer_types", "sliding_window_pattern": "layer_types",
-    "global_attn_every_n_layers": "layer_types",
+    "global_attn_every_n_layers": "layer_types", "moe_layer_interval": "mlp_layer_types",
+    "cross_attention_frequency": "layer_types",
 }  # fmt: skip
 # Structures across layers that no other order of them has.
 _UNSTACKABLE = (

@@ -67,11 +67,12 @@ class StackedSource:
         for layer, slot in enumerate(plan.layers):
             self._origins |= _block(headers[slot.source], slot, prefix, layer)
         self._header = self._make_header(headers)
+        self._digest = combined_digest(self._header.tensors, self._header.digests)
 
     @property
     def digest(self) -> str:
         """Digest of names, shapes, dtypes and content, whatever the sources are called."""
-        return combined_digest(self._header.tensors, self._header.digests)
+        return self._digest
 
     def header(self) -> SourceHeader:
         """Return names, shapes, dtypes, digests and tying of the stack."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.core.model_space import SourceHeader, TensorSpec, align
+from evomerge.core.model_space import SourceHeader, TensorSpec, align, lone
 from evomerge.errors import ModelSpaceError
 
 EMBED, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -180,3 +180,12 @@ def test_the_order_does_not_depend_on_that_of_the_files(one, two):
 def test_float_dtype_is_that_of_most_elements():
     headers = [header(id, dtypes={NORM: "F32"}) for id in "ab"]
     assert align(headers, has_base=False).float_dtype == "BF16"
+
+
+def test_the_space_of_one_model_merges_its_float_tensors():
+    ids = "model.layers.0.self_attn.ids"
+    one = header("x", SHAPES | {ids: (3,)}, dtypes={ids: "I64"}, tied={HEAD: EMBED})
+    space = lone(one)
+    assert (space.sources, space.has_base) == (("x",), False)
+    assert actions(space) == dict.fromkeys((EMBED, K, Q, NORM), "merge") | {ids: "copy"}
+    assert [tensor.offset for tensor in space.merged] == [0, 32, 40, 56]

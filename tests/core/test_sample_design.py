@@ -22,7 +22,9 @@ def test_single_parents_weigh_one_model_in_every_group():
 
 
 def test_weights_are_moved_into_their_range():
-    narrow = SearchSpace("x", ("b", "m"), "global", 1, (SearchedParam("w", 2, True, 0.2, 0.8, 0.5),))
+    narrow = SearchSpace(
+        "x", ("b", "m"), "global", 1, (SearchedParam("w", 2, True, 0.2, 0.8, 0.5),)
+    )
     points = with_weights(narrow, np.array([[0.0, 1.0]]))
     np.testing.assert_allclose(narrow.decode(points[0]).params["w"], [[0.2, 0.8]])
 
@@ -63,5 +65,7 @@ def test_a_latin_square_uses_every_level_once(n):
 
 def test_the_square_keeps_away_from_anchors():
     anchors = np.array([[0.5, 0.5]])
-    far = [np.linalg.norm(latin_square(9, anchors, generator(s)) - 0.5, axis=1).min() for s in range(9)]
+    far = [
+        np.linalg.norm(latin_square(9, anchors, generator(s)) - 0.5, axis=1).min() for s in range(9)
+    ]
     assert np.mean(far) > 0.2
