@@ -33,7 +33,7 @@ from evomerge.algorithms.early_rejection import RejectsEarly
 from evomerge.algorithms.m2n2 import M2N2
 from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.linear_span import LinearSpan, slerp_weights
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
@@ -47,7 +47,7 @@ N_INPUTS, N_HIDDEN, N_CLASSES = 64, 256, 10
 N_WEIGHTS = (N_INPUTS + 1) * N_HIDDEN + (N_HIDDEN + 1) * N_CLASSES
 N_FITNESS = 1437
 CHUNK = 480  # digits per matrix product
-ORDER_LASTS = 50  # children scored in one order before the algorithm is asked for another
+FIRST_STEP, STEP = 320, 160  # digits before the first and between further looks at a child
 SIGMA = 0.01
 
 
@@ -68,14 +68,13 @@ class Digits:
     def predictions(self, weights: Weights) -> NDArray[np.intp]:
         """Return the (N,) classes that (19210,) weights predict."""
         # In chunks: their hidden layer stays in the cache, as does what the search keeps there.
-        rows = [slice(start, start + CHUNK) for start in range(0, len(self._labels), CHUNK)]
-        return np.concatenate([self._classes(weights, part) for part in rows])
+        parts = np.split(self._inputs, range(CHUNK, len(self._inputs), CHUNK))
+        return np.concatenate([self._classes(weights, part) for part in parts])
 
-    def _classes(self, weights: Weights, rows: slice) -> NDArray[np.intp]:
+    def _classes(self, weights: Weights, inputs: Weights) -> NDArray[np.intp]:
         cut = (N_INPUTS + 1) * N_HIDDEN
         first = weights[:cut].reshape(N_INPUTS + 1, N_HIDDEN)
         second = weights[cut:-N_CLASSES].reshape(N_HIDDEN, N_CLASSES)
-        inputs = self._inputs[rows]
         hidden = self._hidden[: len(inputs)]
         np.matmul(inputs, first, out=hidden)
         np.maximum(hidden, 0.0, out=hidden)
@@ -88,25 +87,18 @@ class Digits:
         """Return (N,) 1.0 where the prediction is right, else 0.0."""
         return (self.predictions(weights) == self._labels).astype(np.float32)
 
-    def in_order(self, order: IntArray) -> Digits:
-        """Return the same digits in another order."""
-        other = Digits.__new__(Digits)
-        other._inputs, other._labels = self._inputs[order], self._labels[order]
-        other._hidden = self._hidden
-        return other
-
     def correct_until(
-        self, weights: Weights, stop: Callable[[ScoreArray], bool]
+        self, weights: Weights, order: IntArray, stop: Callable[[ScoreArray], bool]
     ) -> ScoreArray:
-        """Return `correct` of the first digits: a chunk more until `stop` of them says so."""
-        scores = np.empty(0, np.float32)
-        while len(scores) < len(self._labels):
-            rows = slice(len(scores), len(scores) + CHUNK)
-            right = self._classes(weights, rows) == self._labels[rows]
-            scores = np.append(scores, right.astype(np.float32))
-            if len(scores) < len(self._labels) and stop(scores):
+        """Return `correct` of some digits: the first of `order`, until `stop` of them says so."""
+        found = np.empty(0, np.float32)
+        while len(found) < len(order):
+            rows = order[len(found) : len(found) + (STEP if len(found) else FIRST_STEP)]
+            right = self._classes(weights, self._inputs[rows]) == self._labels[rows]
+            found = np.append(found, right.astype(np.float32))
+            if len(found) < len(order) and stop(found):
                 break
-        return scores
+        return found
 
 
 def load_digits_parts() -> tuple[Digits, Digits]:
@@ -148,11 +140,12 @@ def materialise(recipe: Recipe, vectors: FloatArray) -> FloatArray:
 @njit  # float64 sums in the order of the sources, as NumPy gives them
 def _weighted_segments(total: Any, vectors: Any, breaks: Any, weights: Any) -> None:
     for segment in range(len(weights)):
-        for i in range(breaks[segment], breaks[segment + 1]):
-            value = weights[segment, 0] * vectors[0, i]
-            for k in range(1, len(vectors)):
-                value += weights[segment, k] * vectors[k, i]
-            total[i] = value
+        start, stop = breaks[segment], breaks[segment + 1]
+        out = total[start:stop]
+        for k in range(len(vectors)):
+            weight, source = weights[segment, k], vectors[k, start:stop]
+            for i in range(len(out)):
+                out[i] = weight * source[i] + (out[i] if k else 0.0)
 
 
 @dataclass(frozen=True)
@@ -210,7 +203,6 @@ def run_pretrained(
     With `reject_early` a child is scored on the most telling digits first, and given up as soon
     as the rest cannot matter; archive and champion stay what they are without.
     """
-    scorer = EarlyScorer(algorithm, fitness) if reject_early else None
     space = pair_space(vectors)
     objectives = Objectives((Objective("digits", {"digits": 1.0}),))
     algorithm.start(space, objectives, generator(seed, "m2n2_digits"))
@@ -223,46 +215,35 @@ def run_pretrained(
         proposal = algorithm.ask()
         weights = materialise(proposal.recipe, vectors).astype(np.float32)
         candidate = Candidate(number + 1, proposal.recipe, proposal.parents)
-        scores = scorer.correct(weights) if scorer else fitness.correct(weights)
-        if scores is None:
+        if reject_early:
+            found = correct_unless_rejected(fitness, weights, algorithm, proposal)
+        else:
+            found = fitness.correct(weights)
+        if found is None:
             algorithm.tell(Evaluation(candidate, error="rejected early"))
         else:
-            algorithm.tell(Evaluation(candidate, {"digits": scores}))
+            algorithm.tell(Evaluation(candidate, {"digits": found}))
         if progress and test and number % 1000 == 0:
             best = _champion(algorithm, vectors)
             progress(number, fitness.correct(best).mean(), test.correct(best).mean())
     return _champion(algorithm, vectors)
 
 
-class EarlyScorer:
-    """Scores digits in the order the algorithm wants, as far as it matters to the algorithm."""
-
-    def __init__(self, algorithm: RejectsEarly, digits: Digits) -> None:
-        """Args: digits: in the order of the scores that are told."""
-        self._algorithm, self._digits = algorithm, digits
-        self._order: IntArray | None = None
-        self._ordered = digits
-        self._age = ORDER_LASTS
-
-    def correct(self, weights: Weights) -> ScoreArray | None:
-        """Return (N,) scores as `Digits.correct` does, or None for a child that is rejected."""
-        self._age += 1
-        if self._age > ORDER_LASTS:
-            self._order, self._age = self._algorithm.example_order(), 0
-            if self._order is not None:
-                self._ordered = self._digits.in_order(self._order)
-        order = self._order
-        if order is None:
-            self._age = ORDER_LASTS
-            return self._digits.correct(weights)
-        found = self._ordered.correct_until(
-            weights, lambda scores: self._algorithm.rejects(order[: len(scores)], scores)
-        )
-        if len(found) < len(order):
-            return None
-        scores = np.empty_like(found)
-        scores[order] = found
-        return scores
+def correct_unless_rejected(
+    digits: Digits, weights: Weights, algorithm: RejectsEarly, proposal: Proposal
+) -> ScoreArray | None:
+    """Return `Digits.correct`, or None as soon as the algorithm has no use for the child."""
+    order = algorithm.example_order(proposal)
+    if order is None:
+        return digits.correct(weights)
+    found = digits.correct_until(
+        weights, order, lambda scores: algorithm.rejects(order[: len(scores)], scores)
+    )
+    if len(found) < len(order):
+        return None
+    scores = np.empty_like(found)
+    scores[order] = found
+    return scores
 
 
 def _champion(algorithm: M2N2, vectors: FloatArray) -> Weights:

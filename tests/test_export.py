@@ -269,6 +269,7 @@ def test_a_bare_weights_file_as_donor_gives_weights_and_papers(llamas, tmp_path)
     assert {path.name for path in result.folder.iterdir()} == {
         "model.safetensors",
         "recipe.json",
+        "manifest.json",
         "README.md",
         "mergekit_config.yml",
     }

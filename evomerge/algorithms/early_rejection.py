@@ -10,16 +10,17 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from evomerge.core.arrays import IntArray, ScoreArray
+from evomerge.core.candidate import Proposal
 
 
 @runtime_checkable
 class RejectsEarly(Protocol):
     """Optional part of a search algorithm; only for scores in [0, 1]."""
 
-    def example_order(self) -> IntArray | None:
+    def example_order(self, proposal: Proposal) -> IntArray | None:
         """Return (N,) positions in `Evaluation.flat_scores`, the most telling examples first.
 
-        None while nothing can be rejected. An old order stays valid; a new one rejects sooner.
+        None while nothing can be rejected.
         """
         ...
 

@@ -75,10 +75,10 @@ class EvoMergingSearch(GenerationAlgorithm):
     def _begin(self) -> None:
         space = self._space
         self._low = np.concatenate(
-            [np.full(item.width * space.n_groups, item.low) for item in space.searched]
+            [np.full(item.size(space.n_groups), item.low) for item in space.searched]
         )
         self._width = np.concatenate(
-            [np.full(item.width * space.n_groups, item.high - item.low) for item in space.searched]
+            [np.full(item.size(space.n_groups), item.high - item.low) for item in space.searched]
         )
         is_first = np.zeros(space.dimension, dtype=np.bool_)
         is_first[param_slices(space).get(self.first, slice(0, 0))] = True

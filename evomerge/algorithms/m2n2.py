@@ -184,9 +184,9 @@ class M2N2:
         """Candidate ids of the archive, by slot."""
         return self._search.ids
 
-    def example_order(self) -> IntArray | None:
+    def example_order(self, proposal: Proposal) -> IntArray | None:
         """Return in which order to score a child's examples, see `early_rejection`."""
-        return self._search.example_order()
+        return self._search.example_order(proposal.parents)
 
     def rejects(self, examples: IntArray, scores: ScoreArray) -> bool:
         """Return whether a child can neither enter the archive nor become the champion.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from evomerge.core.niching import Capacity, lift, roulette, weighted_sums, worth
 
 Genome = TypeVar("Genome")
 
-REJECTION_MARGIN = 1e-9  # relative; sums of a few thousand shares are exact to about 1e-13
+MARGIN = 1e-9  # relative; sums of a few thousand shares are exact to about 1e-13
 RETRIES = 8  # redraws when a child was proposed before, then it is proposed again
 
 
@@ -66,6 +67,13 @@ class _View:
     is_lifted: bool
     is_binary: bool
     attractions: dict[int, FloatArray] = field(default_factory=dict)
+
+    @cached_property
+    def by_worth(self) -> IntArray:
+        """(N,) examples, those first that are worth most to another solver."""
+        gain = np.maximum(self.best, 1.0) / (self.crowd + 1.0)
+        order: IntArray = np.argsort(-gain, kind="stable")
+        return order
 
 
 class NicheSearch(Generic[Genome]):
@@ -168,7 +176,10 @@ class NicheSearch(Generic[Genome]):
             self.members.append(genome)
             self._ids.append(member_id)
         else:
-            slot = int(self._contest().argmin())
+            rows, values = self._contest()
+            if self._is_certain_loser(rows, values):
+                return False
+            slot = int(weighted_sums(rows, values, self._scratch).argmin())
             if slot == self._size:
                 return False
             self._scores[slot] = scores
@@ -177,17 +188,21 @@ class NicheSearch(Generic[Genome]):
         self._view = None
         return True
 
-    def example_order(self) -> IntArray | None:
-        """Return (N,) examples, those first on which a failure costs a newcomer most.
+    def example_order(self, parents: tuple[int, ...]) -> IntArray | None:
+        """Return (N,) examples, those first whose scores may doom a child of these members.
 
+        What both parents fail comes before what one fails, and within that what is worth most.
         None while the archive has empty slots: it then takes anyone.
+
+        Args:
+            parents: Ids of members; others are passed over.
         """
         if len(self.members) < self._size:
             return None
         view = self._members_view()
-        best = np.maximum(view.best, 1.0)
-        at_stake = worth(view.crowd + 1.0, best, self._alpha, self._capacity)
-        return np.argsort(-at_stake, kind="stable")
+        slots = [self._ids.index(parent) for parent in parents if parent in self._ids]
+        solved = view.rows[slots].sum(axis=0)[view.by_worth]
+        return view.by_worth[np.argsort(solved.astype(np.int16), kind="stable")]
 
     def rejects(self, examples: IntArray, scores: ScoreArray | FloatArray) -> bool:
         """Return whether a newcomer cannot enter, whatever its other scores in [0, 1] are.
@@ -206,11 +221,10 @@ class NicheSearch(Generic[Genome]):
         self._scores[-1, examples] = scores
         if self._scores[-1].min() < 0.0:
             return False
-        fitness = self._contest()
-        return bool(fitness[-1] < fitness[:-1].min() * (1.0 - REJECTION_MARGIN))
+        return self._is_certain_loser(*self._contest())
 
-    def _contest(self) -> FloatArray:
-        """Return (P + 1,) shared fitness of a full archive and the row that was put last."""
+    def _contest(self) -> tuple[FloatArray, FloatArray]:
+        """Return the (P + 1, N) scores of a full archive and a newcomer, and examples' worth."""
         assert self._scores is not None
         view, newcomer = self._members_view(), self._scores[-1]
         if view.is_lifted or newcomer.min() < 0.0:
@@ -220,8 +234,15 @@ class NicheSearch(Generic[Genome]):
             # What `sum` and `max` over all rows give, to the bit: NumPy adds rows in order.
             rows = self._scores
             crowd, best = view.crowd + newcomer, np.maximum(view.best, newcomer)
-        values = worth(crowd, best, self._alpha, self._capacity)
-        return weighted_sums(rows, values, self._scratch)
+        return rows, worth(crowd, best, self._alpha, self._capacity)
+
+    def _is_certain_loser(self, rows: FloatArray, values: FloatArray) -> bool:
+        """Return whether the last row's fitness is the lowest by more than rounding.
+
+        A quick look that spares most newcomers the exact sums; it decides no close case.
+        """
+        rough = rows @ values
+        return bool(rough[-1] < rough[:-1].min() * (1.0 - MARGIN))
 
     def _members_view(self) -> _View:
         """Return what choosing parents and replacing members needs to know of the archive."""

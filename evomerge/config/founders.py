@@ -10,7 +10,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Proposal
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import SEGMENTS, Recipe, Setting
-from evomerge.core.search_space import SearchSpace
+from evomerge.core.search_space import SWITCH, SearchSpace
 from evomerge.merging.derived import change_basis
 from evomerge.merging.layer_scale import ALPHA, BETA
 from evomerge.merging.model_stock import ModelStock
@@ -116,7 +116,7 @@ def _raw(space: SearchSpace, row: FloatArray) -> Recipe:
 def _say(space: SearchSpace, row: FloatArray) -> Recipe:
     """Return source coefficients (K,) as a recipe of the space if it can, else raw linear."""
     raw = _raw(space, row)
-    if len(space.searched) != 1 or space.searched[0].name != "weights":
+    if [item.name for item in space.searched if item.name != SWITCH] != ["weights"]:
         return raw
     if space.operator == "task_arithmetic" and np.isclose(row.sum(), 1.0):
         lambda_ = space.fixed.get("lambda_")

@@ -8,8 +8,12 @@ Each parameter of the merge method is fixed or searched:
 ``density: [0.1, 0.9]``               searched over this range
 ``density: {low: 0.1, high: 0.9, initial: 0.5}``  the same, with a starting value
 ``weights: {values: [0.3, 0.7]}``     fixed, one value per model
+``weights: {curve: 3}``               searched at 3 depths, straight lines between them; may
+                                      have `low`, `high` and `initial`, too
 not mentioned                         searched if the method gives it no default, else fixed
 ====================================  ==================================================
+
+`modules: search` adds a gene per group that sends the group back to the base.
 
 `layer_scale:` follows any method on task vectors (LiNeS); its `alpha` may also be "auto" and its
 `beta` "tied", that is 1 - alpha.
@@ -26,7 +30,9 @@ import numpy as np
 
 from evomerge.config.construct import check_keywords, named_class
 from evomerge.config.founders import founders_of
+from evomerge.config.layer_curve import split_curve, with_curve
 from evomerge.config.layer_scale import LAYER_SCALE, with_layer_scale
+from evomerge.config.module_switch import with_switches
 from evomerge.config.parameter import parse_parameter
 from evomerge.core.arrays import FloatArray
 from evomerge.core.genes import gene_fields, setting_names
@@ -34,7 +40,7 @@ from evomerge.core.grouping import assign_groups
 from evomerge.core.linear_span import LinearSpan
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe, Setting
-from evomerge.core.search_space import SearchedParam, SearchSpace
+from evomerge.core.search_space import SWITCH, SearchedParam, SearchSpace
 from evomerge.errors import ConfigError, nearest
 from evomerge.merging.operator import merge_operators
 from evomerge.merging.parameters import default_settings
@@ -83,10 +89,14 @@ def build_space(
     for item in gene_fields(operator):
         key = item.name
         value = body.get(key, "search" if item.default is None else item.default)
+        n_knots, value = split_curve(value, f"merge.{key}")
         param, row = parse_parameter(item, value, width if item.per_source else 1, f"merge.{key}")
         if param is not None:
-            searched.append(param)
             resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
+            if n_knots is not None:
+                param = with_curve(param, n_knots, labels, f"merge.{key}")
+                resolved[key]["curve"] = n_knots
+            searched.append(param)
         elif item.per_source:
             fixed[key] = np.tile(row, (len(labels), 1))
             resolved[key] = {"values": row.tolist()}
@@ -101,6 +111,9 @@ def build_space(
         space, resolved[LAYER_SCALE] = with_layer_scale(
             space, body[LAYER_SCALE], has_base=model.has_base, auto_alpha=auto_alpha
         )
+    if SWITCH in body:
+        space = with_switches(space, body[SWITCH], operator)
+        resolved[SWITCH] = body[SWITCH]
     if founders != "none":
         proposals = founders_of(
             space, model, founders, in_span=in_span, virtual=virtual or {}, grams=grams
@@ -113,7 +126,7 @@ def _operator(body: Mapping[str, Any]) -> tuple[str, Any]:
     """Return name and class of the merge method; refuses keys it does not have."""
     name, operator = named_class(merge_operators, body, "merge")
     genes = [item.name for item in gene_fields(operator)]
-    known = [*genes, *setting_names(operator), "groups", LAYER_SCALE]
+    known = [*genes, *setting_names(operator), "groups", LAYER_SCALE, SWITCH]
     for key in body:
         if key != "name" and key not in known:
             raise ConfigError(

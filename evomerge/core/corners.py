@@ -21,7 +21,7 @@ def param_slices(space: SearchSpace) -> dict[str, slice]:
     slices: dict[str, slice] = {}
     start = 0
     for item in space.searched:
-        stop = start + item.width * space.n_groups
+        stop = start + item.size(space.n_groups)
         slices[item.name] = slice(start, stop)
         start = stop
     return slices
@@ -61,7 +61,7 @@ def _weights(space: SearchSpace) -> SearchedParam | None:
 def _weighted(space: SearchSpace, item: SearchedParam, row: FloatArray) -> FloatArray:
     vector = space.initial()
     unit = np.clip((row - item.low) / (item.high - item.low), 0.0, 1.0)
-    vector[param_slices(space)[item.name]] = np.tile(unit, space.n_groups)
+    vector[param_slices(space)[item.name]] = np.tile(unit, item.n_rows(space.n_groups))
     return vector
 
 

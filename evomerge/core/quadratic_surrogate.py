@@ -20,9 +20,10 @@ Link = Literal["identity", "sigmoid", "softplus"]
 LINKS: tuple[Link, ...] = get_args(Link)
 
 _CLIP = 1e-2  # how near the linear start goes to a link's ends, as a share of the values' size
-_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)  # tried, as a share of the mean curvature
+_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)  # tried, as a share of the mean curvature
 _STEPS = 60
 _MIN_NOISE = 1e-10
+_DIGITS = 6  # kept of coefficients: the last ones differ between machines, and searches must not
 
 
 def n_features(n_dimensions: int) -> int:
@@ -237,9 +238,15 @@ def fit_quadratic(points: FloatArray, values: FloatArray, link: Link) -> Quadrat
     energy = np.linalg.svd(slopes[:, None] * design, compute_uv=False) ** 2
     spent = float((energy / (energy + ridge)).sum())
     noise = float(((y - fitted) ** 2).sum()) / max(len(y) - spent, 1.0)
-    return QuadraticSurrogate(
-        link, sign, offset, vt.T @ coordinates, x, ridge, max(noise, _MIN_NOISE)
-    )
+    offset, ridge, noise = (_rounded(number) for number in (offset, ridge, max(noise, _MIN_NOISE)))
+    coefficients = vt.T @ coordinates
+    unit = 10.0 ** (math.ceil(math.log10(max(np.abs(coefficients).max(), 1e-9))) - _DIGITS)
+    coefficients = np.round(coefficients / unit) * unit
+    return QuadraticSurrogate(link, sign, offset, coefficients, x, ridge, noise)
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.{_DIGITS + 2}e}")
 
 
 def _left_out_error(jacobian: FloatArray, residual: FloatArray, ridge: float) -> float:
@@ -270,14 +277,13 @@ def _refine(
             damped = normal + np.diag(ridge + damping * (diagonal + 1e-12))
             step = np.linalg.solve(damped, downhill)
             new_loss, new_value, new_slope = look(v + step)
-            if new_loss <= loss:
+            if new_loss <= loss * (1.0 + 1e-12):  # rounding must not end the last, tiny steps
                 break
             damping *= 4.0
         else:
             break  # no downhill step left
-        gained = loss - new_loss
         v, loss, value, slope = v + step, new_loss, new_value, new_slope
         damping = max(damping / 6.0, 1e-12)
-        if gained <= 1e-13 * loss + 1e-18:
+        if np.abs(step).max() <= 1e-12 * (1.0 + np.abs(v).max()):
             break
     return v, value, slope

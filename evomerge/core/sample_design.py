@@ -34,10 +34,11 @@ def with_weights(space: SearchSpace, weights: FloatArray) -> FloatArray:
     """
     start = 0
     for item in space.searched:
-        size = item.width * space.n_groups
+        size = item.size(space.n_groups)
         if item.per_source and item.width == weights.shape[1]:
             points = np.tile(space.initial(), (len(weights), 1))
-            unit = (np.tile(weights, (1, space.n_groups)) - item.low) / (item.high - item.low)
+            rows = np.tile(weights, (1, item.n_rows(space.n_groups)))
+            unit = (rows - item.low) / (item.high - item.low)
             points[:, start : start + size] = unit
             return np.clip(points, 0.0, 1.0)
         start += size
@@ -89,7 +90,7 @@ def latin_square(n: int, anchors: FloatArray, rng: np.random.Generator) -> Float
     for _ in range(_TRIES):
         points = np.stack([levels[rng.permutation(n)] for _ in range(d)], axis=1)
         gap = _gap(points, anchors)
-        if gap > best_gap:
+        if gap > best_gap + 1e-9:  # levels repeat, so that gaps tie but for rounding
             best, best_gap = points, gap
     return best
 

@@ -22,8 +22,8 @@ _LISTS = (
 )  # fmt: skip
 # Indices of the layers that have something.
 _INDICES = (
-    "mlp_only_layers", "rope_scaling_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs",
-    "attn_layer_indices", "dense_layers",
+    "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs",
+    "attn_layer_indices", "dense_layers", "rope_scaling_layers",
 )  # fmt: skip
 # The number of layers at the beginning that are of another kind.
 _BEGINNINGS = (

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.fused import in_threads, kernel_arrays, pass_size, write_rounded
+from evomerge.merging.fused import in_threads, kernel_arrays, write_rounded
 from evomerge.merging.philox import key_words, random_halves
 from evomerge.merging.sums import absolute_sum
 
@@ -203,15 +203,13 @@ def _numbers(
 def _torch(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> None:
     assert tensors.base is not None
     base, target = tensors.base.reshape(-1), out.view(-1)
-    deltas = [tensors.deltas[k].reshape(-1) for k in numbers.order]
-    step = pass_size(out)
-    for start in range(0, out.numel(), step):
+    for start, deltas in tensors.delta_slices(numbers.order):
         parts = [
-            keeps[k].apply(delta[start : start + step], start)
-            for k, delta in zip(numbers.order, deltas, strict=True)
+            keeps[k].apply(delta, start) for k, delta in zip(numbers.order, deltas, strict=True)
         ]
         merged = _combine(parts, numbers)
-        write_rounded(target[start : start + step], merged.add_(base[start : start + step].float()))
+        stop = start + merged.numel()
+        write_rounded(target[start:stop], merged.add_(base[start:stop].float()))
 
 
 def _combine(parts: Sequence[Tensor], numbers: _Pass) -> Tensor:

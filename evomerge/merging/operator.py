@@ -7,7 +7,7 @@ time. Fields annotated with `Gene` can be searched; the others are settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import ConfigError
-from evomerge.merging.fused import WeightedSum, weighted_sum
+from evomerge.merging.fused import WeightedSum, pass_size, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import QuantileTable, kth_magnitude, n_kept, snapped
@@ -197,6 +197,30 @@ class TensorInputs:
             raise ConfigError(f"{self.name}: task vectors need a base model")
         exact = self.exact_deltas[expert] if self.exact_deltas else None
         return self.experts[expert].float() - self.base.float() if exact is None else exact
+
+    def delta_slices(self, order: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yield (start, flat float32 task vectors of the experts in `order`), a pass at a time.
+
+        Never more than a pass of the task vectors is in memory; each part may be written to.
+        """
+        if self.base is None:
+            raise ConfigError(f"{self.name}: task vectors need a base model")
+        base = self.base.reshape(-1)
+        experts = [self.experts[k].reshape(-1) for k in order]
+        exact = [self.exact_deltas[k] if self.exact_deltas else None for k in order]
+        step = pass_size(base)
+        for start in range(0, base.numel(), step):
+            stop = start + step
+            origin = base[start:stop].float()
+            yield (
+                start,
+                [
+                    expert[start:stop].float() - origin
+                    if delta is None
+                    else delta.reshape(-1)[start:stop].float().clone()
+                    for expert, delta in zip(experts, exact, strict=True)
+                ],
+            )
 
     def threshold(
         self, expert: int, density: float, *, scope: Scope = "tensor", exact: bool = False

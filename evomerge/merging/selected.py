@@ -8,14 +8,14 @@ Shape letters: E experts, n elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.fused import Array, in_threads, kernel_arrays, pass_size, write_rounded
+from evomerge.merging.fused import Array, in_threads, kernel_arrays, write_rounded
 from evomerge.merging.sums import square_sum
 from evomerge.merging.variances import variance_of
 
@@ -109,16 +109,11 @@ def _arrays(
 
 def _selected_parts(
     tensors: TensorInputs, order: Sequence[int], threshold: float
-) -> list[tuple[int, list[Tensor]]]:
-    """Return (start, (E,) flat float32 task vectors with what is not selected set to zero)."""
-    deltas = [tensors.deltas[k].reshape(-1) for k in order]
-    step = pass_size(deltas[0])
-    found = []
-    for start in range(0, deltas[0].numel(), step):
-        parts = [delta[start : start + step] for delta in deltas]
-        mask = variance_of(parts) >= threshold
-        found.append((start, [part * mask for part in parts]))
-    return found
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield (start, (E,) flat float32 task vectors with what is not selected set to zero)."""
+    for start, deltas in tensors.delta_slices(order):
+        mask = variance_of(deltas) >= threshold
+        yield start, [delta.mul_(mask) for delta in deltas]
 
 
 def _torch(

@@ -207,7 +207,7 @@ def test_slices_of_whole_models_are_the_models(tmp_path):
     assert "stacks" not in one
 
 
-def test_fewer_layers_and_another_config_and_a_lora(tmp_path):
+def test_a_stack_may_have_fewer_layers_and_the_config_of_another_model(tmp_path):
     folders = family(tmp_path)
     body = {
         "merge_method": "passthrough",

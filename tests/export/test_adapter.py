@@ -321,6 +321,7 @@ def test_nothing_is_left_behind(tmp_path, base, adapters):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "manifest.json",
         "recipe.json",
     ]
     assert not list(Path(tmp_path).glob("*.partial*"))
