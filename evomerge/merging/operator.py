@@ -21,7 +21,7 @@ from evomerge.errors import ConfigError
 from evomerge.merging.fused import WeightedSum, pass_size, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
-from evomerge.merging.quantiles import QuantileTable, kth_magnitude, n_kept, snapped
+from evomerge.merging.quantiles import QuantileTable, kth_largest, n_kept, snapped
 from evomerge.merging.variances import variance_threshold
 from evomerge.registry import Registry
 from evomerge.seeding import derive
@@ -196,7 +196,11 @@ class TensorInputs:
         if self.base is None:
             raise ConfigError(f"{self.name}: task vectors need a base model")
         exact = self.exact_deltas[expert] if self.exact_deltas else None
-        return self.experts[expert].float() - self.base.float() if exact is None else exact
+        if exact is not None:
+            return exact
+        base = self.base.float() if self.base.dtype == torch.float64 else self.base
+        # In place: of a large tensor even one float32 copy more is gigabytes.
+        return self.experts[expert].to(torch.float32, copy=True).sub_(base)
 
     def delta_slices(self, order: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield (start, flat float32 task vectors of the experts in `order`), a pass at a time.
@@ -248,7 +252,10 @@ class TensorInputs:
         table = self.quantiles(expert)
         if table is None:
             delta = self.delta(expert)
-            return kth_magnitude(delta, count if exact else snapped(count, delta.numel()))
+            # An exact task vector may be a view of a file; a difference is ours to reorder.
+            is_ours = not self.exact_deltas or self.exact_deltas[expert] is None
+            magnitudes = delta.abs_() if is_ours else delta.abs()
+            return kth_largest(magnitudes, count if exact else snapped(count, delta.numel()))
         return table.exactly_at(count, self.delta(expert)) if exact else table.at(count)
 
     def variance_threshold(self, select: float, *, at_least: int, exact: bool) -> float:

@@ -56,12 +56,16 @@ def snapped(count: int, n_elements: int) -> int:
 
 def kth_magnitude(delta: Tensor, count: int) -> float:
     """Return the magnitude of the `count`-th largest element, 1 the largest."""
-    rank = delta.numel() - count
-    magnitudes = delta.abs().reshape(-1)
+    return kth_largest(delta.abs(), count)
+
+
+def kth_largest(magnitudes: Tensor, count: int) -> float:
+    """Return the `count`-th largest of some magnitudes, 1 the largest; reorders them."""
+    rank = magnitudes.numel() - count
     if magnitudes.device.type != "cpu":
-        return float(torch.kthvalue(magnitudes, rank + 1).values)
+        return float(torch.kthvalue(magnitudes.reshape(-1), rank + 1).values)
     # In place: torch would hold an int64 index of every element, three times as much memory.
-    values = magnitudes.numpy()
+    values = magnitudes.view(-1).numpy()
     values.partition(rank)
     return float(values[rank])
 
