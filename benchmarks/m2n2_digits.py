@@ -47,7 +47,7 @@ N_INPUTS, N_HIDDEN, N_CLASSES = 64, 256, 10
 N_WEIGHTS = (N_INPUTS + 1) * N_HIDDEN + (N_HIDDEN + 1) * N_CLASSES
 N_FITNESS = 1437
 CHUNK = 480  # digits per matrix product
-FIRST_STEP, STEP = 320, 160  # digits before the first and between further looks at a child
+FIRST_STEP, STEP = 400, 200  # digits before the first and between further looks at a child
 SIGMA = 0.01
 
 

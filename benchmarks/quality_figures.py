@@ -75,8 +75,7 @@ def ratios(results: Results, algorithm: str) -> dict[str, dict[str, float | None
     """Return problem -> other -> `example_evaluation_ratio`."""
     return {
         problem: {
-            other: example_evaluation_ratio(results, problem, algorithm, other)
-            for other in AGAINST
+            other: example_evaluation_ratio(results, problem, algorithm, other) for other in AGAINST
         }
         for problem in results.problems
     }

@@ -197,15 +197,15 @@ class M2N2:
         """
         if self._champion is None or self._examples is None:
             return False
+        if not self._search.rejects(examples, scores):
+            return False
         hoped = np.ones(sum(size for _, size in self._examples), np.float32)
         hoped[examples] = scores
         ends = np.cumsum([size for _, size in self._examples])
         tasks = [task for task, _ in self._examples]
         by_task = dict(zip(tasks, np.split(hoped, ends[:-1]), strict=True))
         best = Evaluation(self._champion.candidate, by_task)
-        if float(self._objectives.values(best).mean()) > self._champion_value:
-            return False
-        return self._search.rejects(examples, scores)
+        return float(self._objectives.values(best).mean()) <= self._champion_value
 
     def ask(self) -> Proposal:
         """Return a child of two members, or of two sources while there are too few."""

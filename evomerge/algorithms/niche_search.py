@@ -255,9 +255,7 @@ class NicheSearch(Generic[Genome]):
             shared = values if self._alpha == 1.0 else worth(crowd, best, 1.0, self._capacity)
             fitness = weighted_sums(rows, values, self._scratch[: len(rows)])
             is_binary = bool(((rows == 0.0) | (rows == 1.0)).all())
-            self._view = _View(
-                rows, crowd, best, shared, fitness, rows is not stored, is_binary
-            )
+            self._view = _View(rows, crowd, best, shared, fitness, rows is not stored, is_binary)
         return self._view
 
     def _breed(self) -> Offspring[Genome]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from evomerge.core.genes import gene_fields
 from evomerge.core.search_space import SWITCH, SearchedParam, SearchSpace
 from evomerge.errors import ConfigError
 
-# Inside the half that means "on", so that a search from there reaches "off" at once.
-_INITIAL = 0.75
-_UNSUITABLE = ("norm_share",)  # shares of weights that are all zero are not defined
+# "On", and near enough to one half that a search with small steps tries "off" at once.
+_INITIAL = 0.55
 
 
 def with_switches(space: SearchSpace, value: Any, operator: Any) -> SearchSpace:
@@ -30,7 +30,6 @@ def with_switches(space: SearchSpace, value: Any, operator: Any) -> SearchSpace:
     if (
         not operator.needs_base
         or operator.weights_over != "experts"
-        or space.operator in _UNSUITABLE
         or not any(item.name == "weights" and item.per_source for item in space.searched)
     ):
         raise ConfigError(
@@ -38,7 +37,23 @@ def with_switches(space: SearchSpace, value: Any, operator: Any) -> SearchSpace:
             f"vectors whose weights are searched, such as task_arithmetic; {space.operator!r} as "
             "configured is none"
         )
+    _refuse_without_zero(space, operator)
     if any(item.curve is not None for item in space.searched):
         raise ConfigError("merge.modules: a curve cannot be switched off in places; use one")
     switch = SearchedParam(SWITCH, 1, False, 0.0, 1.0, _INITIAL)
     return replace(space, searched=(*space.searched, switch))
+
+
+def _refuse_without_zero(space: SearchSpace, operator: Any) -> None:
+    """Refuse a method, or settings of it, that divide by the sum of the weights."""
+    values: dict[str, Any] = {item.name: item.initial for item in space.searched}
+    values |= {name: rows[0] for name, rows in space.fixed.items()}
+    width = next(item.width for item in space.searched if item.name == "weights")
+    values["weights"] = (0.0,) * width
+    own = {item.name: values[item.name] for item in gene_fields(operator)}
+    try:
+        operator(**own, **space.settings)
+    except ConfigError as error:
+        raise ConfigError(
+            f"merge.modules: switches groups off by weights of 0, but {error}"
+        ) from None

@@ -132,6 +132,18 @@ def test_a_split_beats_no_split_on_the_digits():
     assert fitness.correct(split).mean() > fitness.correct(plain).mean() + 0.01
 
 
+def test_early_rejection_ends_with_the_same_archive():
+    vectors = load_pair()
+    fitness, _ = load_digits_parts()
+    ends = []
+    for reject_early in (False, True):
+        algorithm = M2N2()
+        champion = run_pretrained(vectors, fitness, 1000, 2, algorithm, reject_early=reject_early)
+        assert algorithm.champion is not None
+        ends.append((algorithm.member_ids, algorithm.champion.candidate.id, champion.tobytes()))
+    assert ends[0] == ends[1]
+
+
 def test_from_scratch_evolution_learns():
     fitness, test = load_digits_parts()
     champion = run_scratch(fitness, 1000, 1, M2N2())

@@ -10,7 +10,8 @@ import typer.main
 
 from evomerge.cli.main import app
 
-VERBS = ("search", "resume", "status", "front", "export", "merge", "check", "prepare", "quickstart")
+VERBS = ("search", "resume", "status", "front", "export", "ask", "merge", "check", "prepare",
+         "quickstart")  # fmt: skip
 HEAVY = ("torch", "ray", "numpy", "transformers", "pandas", "pydantic", "matplotlib", "nevergrad",
          "optuna", "safetensors", "sklearn")  # fmt: skip
 PROBE = """
@@ -35,7 +36,7 @@ def test_help_works(arguments, evomerge):
     assert done.out.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("verb", ["search", "resume", "export", "prepare"])
+@pytest.mark.parametrize("verb", ["search", "resume", "export", "ask", "prepare"])
 def test_help_shows_an_example_that_parses(verb, evomerge):
     text = " ".join(evomerge(verb, "--help").out.split())
     example = re.search(rf"Example: evomerge ({verb} .*?) (?:Arguments|Options):", text)

@@ -128,7 +128,9 @@ def vote(
 
 def dare_values(row: Row, values: list[Tensor], combine: Callable) -> list[Tensor]:
     """Return what each element can be, over every choice of what was dropped."""
-    deltas = [d.double() / float(row["density"]) for d in float32_deltas(values)]
+    # Masks compare 16 random bits, and what they keep is rescaled by exactly that share.
+    share = round(float(row["density"]) * 2**16) / 2**16
+    deltas = [d.double() / share for d in float32_deltas(values)]
     options = []
     for masks in itertools.product((0.0, 1.0), repeat=len(deltas)):
         dropped = [d * m for d, m in zip(deltas, masks, strict=True)]
