@@ -139,7 +139,7 @@ def _cases() -> Sequence[MergeCase]:
         with_base("della", drop, voted, normalized),
         with_base("breadcrumbs", band, added, weighted),
         with_base("breadcrumbs_ties", band, voted, normalized),
-        MergeCase("sce", "sce", "sce", numbers={"select": 0.1}, settings=like, has_weights=False),
+        MergeCase("sce", "sce", "sce", numbers={"select": 0.1}, settings=added, has_weights=False),
     )
 
 

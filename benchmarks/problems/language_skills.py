@@ -75,7 +75,7 @@ def build(folder: Path) -> Problem:
 
     return Problem(
         name=NAME,
-        summary="base and 3 Llamas of 56,000 weights (reverse, sort, shift letters); exact match",
+        summary="base and 3 Llamas of 48,240 weights (reverse, sort, shift letters); exact match",
         models={name: models[name] for name in ("base", *SKILLS)},
         has_base=True,
         merge={"name": "task_arithmetic", "groups": "layer", "normalize": False},

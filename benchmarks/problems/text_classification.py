@@ -81,7 +81,7 @@ def build(folder: Path) -> Problem:
 
     return Problem(
         name=NAME,
-        summary="base and 4 BERTs of 148,000 weights (spam, reviews, intents, domains); accuracy",
+        summary="base and 4 BERTs of 148,800 weights (spam, reviews, intents, domains); accuracy",
         models={name: models[name] for name in ("base", *TASKS)},
         has_base=True,
         merge={"name": "task_arithmetic", "groups": "layer", "normalize": False},

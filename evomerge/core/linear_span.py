@@ -84,12 +84,13 @@ class LinearSpan:
         return element if element >= self.n_elements else element - element % self.block
 
     def _prefix_at(self, breaks: IntArray) -> FloatArray:
-        return self.prefix[-(-breaks // self.block)]
+        blocks = breaks if self.block == 1 else -(-breaks // self.block)
+        return self.prefix.take(blocks, axis=0)
 
     def _basis(self, coefficients: FloatArray) -> FloatArray:
         """Turn coefficients over theta_k into coefficients over (theta_0, differences)."""
         basis = coefficients.copy()
-        basis[:, 0] = coefficients.sum(axis=1)
+        np.add.reduce(coefficients, axis=1, out=basis[:, 0])
         return basis
 
     def _grams(self, breaks: IntArray, start: int, stop: int | None) -> FloatArray:
@@ -199,10 +200,13 @@ def split_crossover(
 ) -> Segments:
     """Return left[0] a + left[1] b before element `split`, right[0] a + right[1] b after it."""
     breaks, rows_a, rows_b = _refine(a, b, split)
-    is_left = (breaks[:-1] < split)[:, None]
-    u = np.where(is_left, left[0], right[0])
-    v = np.where(is_left, left[1], right[1])
-    return _compact(breaks, u * rows_a + v * rows_b)
+    n_left = int(breaks[:-1].searchsorted(split))
+    child, part = np.empty_like(rows_a), np.empty_like(rows_b)
+    for rows, (u, v) in ((slice(n_left), left), (slice(n_left, None), right)):
+        np.multiply(rows_a[rows], u, out=child[rows])
+        np.multiply(rows_b[rows], v, out=part[rows])
+    child += part
+    return _compact(breaks, child)
 
 
 def _refine(a: Segments, b: Segments, *extra: int) -> tuple[IntArray, FloatArray, FloatArray]:
@@ -216,8 +220,9 @@ def _refine(a: Segments, b: Segments, *extra: int) -> tuple[IntArray, FloatArray
     is_first = np.ones(len(merged), dtype=bool)
     np.not_equal(merged[1:], merged[:-1], out=is_first[1:])
     breaks: IntArray = merged[is_first]
-    rows_a = a.coefficients[a.breaks.searchsorted(breaks[:-1], side="right") - 1]
-    rows_b = b.coefficients[b.breaks.searchsorted(breaks[:-1], side="right") - 1]
+    starts = breaks[:-1]
+    rows_a = a.coefficients.take(a.breaks.searchsorted(starts, side="right") - 1, axis=0)
+    rows_b = b.coefficients.take(b.breaks.searchsorted(starts, side="right") - 1, axis=0)
     return breaks, rows_a, rows_b
 
 
@@ -234,13 +239,17 @@ def _norm(grams: FloatArray, basis: FloatArray) -> float:
     Products and a plain sum, not einsum or BLAS: those round differently on other CPUs, and a
     journal should replay on all of them.
     """
-    square = float((basis[:, :, None] * basis[:, None, :] * grams).sum())
+    products = basis[:, :, None] * basis[:, None, :]
+    products *= grams
+    square = float(np.add.reduce(products, axis=None))
     return math.sqrt(max(square, 0.0))
 
 
 def _compact(breaks: IntArray, coefficients: FloatArray) -> Segments:
     """Join neighbouring segments with equal coefficients."""
     keep = np.ones(len(coefficients), dtype=bool)
-    keep[1:] = (coefficients[1:] != coefficients[:-1]).any(axis=1)
+    np.logical_or.reduce(coefficients[1:] != coefficients[:-1], axis=1, out=keep[1:])
+    if keep.all():
+        return Segments(breaks, coefficients)
     starts = breaks[:-1][keep]
     return Segments(np.append(starts, breaks[-1]), coefficients[keep])

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
 from evomerge.merging.kernels.intrinsics import (
     fma,
@@ -27,6 +27,7 @@ from evomerge.merging.kernels.intrinsics import (
     pointer,
     store,
 )
+from evomerge.merging.kernels.jit import inline, jit
 from evomerge.merging.philox import BLOCKS, ROUNDS, RUN
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
@@ -38,17 +39,15 @@ _WORDS = 4 * BLOCKS
 _STRIDE = 4 * _WORDS + 8
 _UNIT, _HALF_STEP = np.float32(2.0**-16), np.float32(0.5)
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
 
-
-@_jit
+@jit
 def _zero(out: Any) -> Any:
     """Return the magnitude of a zero stored in `out`, which is overwritten later."""
     store(out, 0, _ZERO)
     return magnitude(out[0])
 
 
-@_jit
+@jit
 def weighted_sum(out: Any, sources: Any, coefficients: Any) -> Any:
     """Out = sum_k coefficients[k] * sources[k]."""
     largest = _zero(out)
@@ -61,7 +60,7 @@ def weighted_sum(out: Any, sources: Any, coefficients: Any) -> Any:
     return is_finite(largest)
 
 
-@_jit
+@jit
 def population_sum(outs: Any, like: Any, sources: Any, coefficients: Any) -> Any:
     """outs[p] = sum_k coefficients[p, k] * sources[k], a run of the sources at a time.
 
@@ -86,7 +85,7 @@ def population_sum(outs: Any, like: Any, sources: Any, coefficients: Any) -> Any
     return is_finite(largest)
 
 
-@_jit
+@jit
 def _random_words(words: Any, first_block: Any, key_0: Any, key_1: Any) -> None:
     """Fill (4, BLOCKS) uint32 with the Philox words of consecutive counters."""
     for i in range(np.uint64(BLOCKS)):
@@ -104,6 +103,41 @@ def _random_words(words: Any, first_block: Any, key_0: Any, key_1: Any) -> None:
         words[1, i] = np.uint32(c1)
         words[2, i] = np.uint32(c2)
         words[3, i] = np.uint32(c3)
+
+
+@inline
+def _kept(
+    stored: Any,
+    theta_0: Any,
+    low: Any,
+    high: Any,
+    factor: Any,
+    drawn: Any,
+    last: Any,
+    place: Any,
+    chances: Any,
+    switches: Any,
+) -> Any:
+    """Return what `kept.Keep` leaves of one element of a task vector."""
+    are_deltas, has_low, has_high, is_random, is_ranked, inverts, has_factors = switches
+    delta = load(stored)
+    if not are_deltas:
+        delta = delta - theta_0
+    keep, chance = True, _ONE
+    if has_low:
+        keep = abs(delta) >= low
+    if has_high:
+        keep = keep & (abs(delta) <= high)
+    if is_ranked:
+        lowest, spread, last_place = chances
+        chance = np.float32(place) / last_place * spread + lowest
+        keep = keep & ((np.float32(drawn) + _HALF_STEP) * _UNIT < chance)
+    elif is_random:
+        keep = keep & (drawn <= last)
+    delta = delta if keep else _ZERO
+    if inverts:
+        delta = delta / (chance if keep else _ONE)
+    return delta * factor if has_factors else delta
 
 
 @lru_cache
@@ -135,39 +169,9 @@ def kept_sum(
         divides: Divide by the shares of the experts that agree.
     """
     elects, passes_all = vote == "elect", vote == "none"
+    switches = (are_deltas, has_low, has_high, is_random, is_ranked, inverts, has_factors)
 
-    @njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
-    def kept(
-        stored: Any,
-        theta_0: Any,
-        low: Any,
-        high: Any,
-        factor: Any,
-        drawn: Any,
-        last: Any,
-        place: Any,
-        chances: Any,
-    ) -> Any:
-        delta = load(stored)
-        if not are_deltas:
-            delta = delta - theta_0
-        keep = True
-        if has_low:
-            keep = abs(delta) >= low
-        if has_high:
-            keep = keep & (abs(delta) <= high)
-        if is_ranked:
-            lowest, spread, last_place = chances
-            chance = np.float32(place) / last_place * spread + lowest
-            keep = keep & ((np.float32(drawn) + _HALF_STEP) * _UNIT < chance)
-        elif is_random:
-            keep = keep & (drawn <= last)
-        delta = delta if keep else _ZERO
-        if inverts:
-            delta = delta / (chance if keep else _ONE)
-        return delta * factor if has_factors else delta
-
-    @_jit
+    @jit
     def kernel(
         out: Any,
         base: Any,
@@ -204,7 +208,7 @@ def kept_sum(
                 elected = _ZERO
                 if elects:
                     for k in range(n_experts):
-                        delta = kept(
+                        delta = _kept(
                             sources[k][i],
                             theta_0,
                             low[k],
@@ -214,12 +218,13 @@ def kept_sum(
                             last[k],
                             places[k][i],
                             chances,
+                            switches,
                         )
                         elected = fma(votes[k], delta, elected)
                 sign = _ONE if elected >= _ZERO else -_ONE
                 total, divisor = _ZERO, _ZERO
                 for k in range(n_experts):
-                    delta = kept(
+                    delta = _kept(
                         sources[k][i],
                         theta_0,
                         low[k],
@@ -229,6 +234,7 @@ def kept_sum(
                         last[k],
                         places[k][i],
                         chances,
+                        switches,
                     )
                     if elects:
                         agrees = delta * (sign * directions[k] if turns else sign) > _ZERO

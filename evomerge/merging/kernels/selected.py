@@ -5,23 +5,19 @@ Shape letters: E experts, n elements.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from evomerge.merging.kernels.intrinsics import fma, is_finite, larger, load, magnitude, store
+from evomerge.merging.kernels.jit import inline, jit
 from evomerge.merging.philox import RUN
 
 LANES = 16
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
-_jit: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy")
-_inline: Callable[..., Any] = njit(nogil=True, error_model="numpy", inline="always")
 
-
-@_inline
+@inline
 def _variance(sources: Any, i: Any, theta_0: Any, are_deltas: Any, share: Any) -> Any:
     """Return `variances.variance_of` one element."""
     origin = _ZERO if are_deltas else theta_0
@@ -37,7 +33,7 @@ def _variance(sources: Any, i: Any, theta_0: Any, are_deltas: Any, share: Any) -
     return squares * share
 
 
-@_jit
+@jit
 def selected_squares(base: Any, sources: Any, are_deltas: Any, share: Any, threshold: Any) -> Any:
     """Return (runs, E, LANES) float64 sums of squares of the selected task vectors."""
     n, n_experts = base.size, len(sources)
@@ -65,7 +61,7 @@ def selected_squares(base: Any, sources: Any, are_deltas: Any, share: Any, thres
     return sums
 
 
-@_jit
+@jit
 def selected_sum(
     out: Any,
     base: Any,
