@@ -101,9 +101,7 @@ def merge_together(
     recipes: Sequence[Recipe], inputs: MergeInputs, residents: Sequence[Resident]
 ) -> None:
     """Merge all candidates, reading the sources once."""
-    stream = merge_population(
-        recipes, inputs.space, inputs.sources, inputs.derived, into=residents
-    )
+    stream = merge_population(recipes, inputs.space, inputs.sources, inputs.derived, into=residents)
     for name, merged in stream:
         for resident, tensor in zip(residents, merged, strict=True):
             if resident[name].data_ptr() != tensor.data_ptr():

@@ -22,7 +22,8 @@ from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec, alig
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.core.search_space import SearchSpace
-from evomerge.merging.derived import Derived, block_grams, derive_for
+from evomerge.merging.derived import Derived, derive_for
+from evomerge.merging.grams import block_grams
 from evomerge.merging.materialize import materialize
 from evomerge.merging.operator import merge_operators
 

@@ -43,9 +43,9 @@ def prepare_command(
             print(line(kind), flush=True)
     if as_json:
         rows = [dataclasses.asdict(kind) for kind in kinds]
-        print(json.dumps({"cache": str(preparation.root), "kinds": rows}))
+        print(json.dumps({"cache": str(preparation.cache.root), "kinds": rows}))
     elif kinds:
-        print(f"cache: {preparation.root}")
+        print(f"cache: {preparation.cache.root}")
 
 
 def line(kind: KindDone) -> str:

@@ -33,7 +33,8 @@ from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import Evaluator, evaluators
 from evomerge.export import DONOR_FILES
 from evomerge.merging.auto_scale import auto_alpha
-from evomerge.merging.derived import QUANTILES, Derived, block_grams, derive_for
+from evomerge.merging.derived import QUANTILES, Derived, derive_for
+from evomerge.merging.grams import block_grams
 from evomerge.merging.operator import merge_operators
 from evomerge.runtime.placement import check_device, default_workers
 from evomerge.storage.derived_cache import DerivedCache

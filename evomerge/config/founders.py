@@ -11,7 +11,7 @@ from evomerge.core.candidate import Proposal
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.core.search_space import SWITCH, SearchSpace
-from evomerge.merging.derived import change_basis
+from evomerge.merging.grams import change_basis
 from evomerge.merging.layer_scale import ALPHA, BETA
 from evomerge.merging.model_stock import ModelStock
 from evomerge.merging.parameters import default_settings

@@ -18,6 +18,7 @@ from evomerge.merging.layer_scale import PREFIX, LayerScale
 
 LAYER_SCALE = "layer_scale"
 _DEFAULTS = {"alpha": "auto", "beta": "search"}  # the paper's form for several models
+_OWN_WORDS = {"alpha": "auto", "beta": "tied"}
 
 
 def with_layer_scale(
@@ -63,6 +64,11 @@ def with_layer_scale(
         if item.name == "beta" and value == "tied":
             resolved["beta"] = value
             continue
+        if isinstance(value, str) and value != "search":
+            raise ConfigError(
+                f"{where}.{item.name} is {value!r}; expected a number, a range, 'search' or "
+                f"{_OWN_WORDS[item.name]!r}"
+            )
         param, row = parse_parameter(replace(item, name=name), value, 1, f"{where}.{item.name}")
         if param is not None:
             searched.append(param)

@@ -72,6 +72,7 @@ def resolve_model_configs(
     base_model: ModelConfig | None, models: list[ModelConfig], base_dir: Path
 ) -> tuple[ModelConfig | None, list[ModelConfig]]:
     """Return base and models with absolute paths and unique names; see `resolve_models`."""
+    base_dir = base_dir.absolute()  # exports record the paths, to be read from another folder
     taken: set[str] = set()
 
     def resolve(model: ModelConfig, fallback: str) -> ModelConfig:

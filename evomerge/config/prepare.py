@@ -21,7 +21,9 @@ from evomerge.config.transforms import VirtualGroup
 from evomerge.core.linear_span import block_size
 from evomerge.merging.cache import TensorCache
 from evomerge.merging.cached import Filled, Statistic
-from evomerge.merging.derived import BlockGrams, statistics_for
+from evomerge.merging.derived import statistics_for
+from evomerge.merging.grams import BlockGrams
+from evomerge.storage.derived_cache import DerivedCache
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Preparation:
     """All that is to be in the cache for one config.
 
     Attributes:
-        root: The cache's folder.
+        cache: The cache.
         statistics: The kinds, in the order they are computed.
     """
 
-    root: Path
+    cache: DerivedCache
     statistics: tuple[Statistic, ...]
 
     def run(self) -> Iterator[KindDone]:
@@ -71,6 +73,7 @@ class Preparation:
             n_bytes = sum(item.n_bytes for item in filled)
             seconds = time.perf_counter() - started
             yield KindDone(statistic.kind, n_new, len(filled) - n_new, n_bytes, seconds)
+        self.cache.fit_budget()  # what was there already may take more than it may
 
 
 def plan_preparation(
@@ -99,7 +102,7 @@ def plan_preparation(
     operators = None if every_kind else operators_of(resolved, space)
     wanted = _statistics(resolved, models, cache, operators)
     # Transforms first: their results are sources that the statistics are of.
-    return Preparation(cache.root, (*map(_TransformItems, models.virtual), *wanted))
+    return Preparation(cache, (*map(_TransformItems, models.virtual), *wanted))
 
 
 def _statistics(

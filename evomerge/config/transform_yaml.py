@@ -99,7 +99,7 @@ def _read(body: dict[str, Any]) -> TransformPlan:
     if isinstance(common, dict):
         parameters = {key: value for key, value in common.items() if key in own}
         common = {key: value for key, value in common.items() if key not in own}
-    known = ("lambda", *for_model)
+    known = ("lambda", *for_model, *sorted(own))
     shared = parse_parameters(common, "parameters", known, name)
     models: list[ModelConfig] = []
     weights: list[float] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.core.genes import gene_fields, setting_names
-from evomerge.merging.derived import gram_of
+from evomerge.merging.grams import gram_of
 from evomerge.merging.operator import MergeOperator, TensorInputs, merge_operators
 
 _SHAPES = ((), (1,), (7,), (1, 1), (1, 9), (17, 31), (2, 3, 3, 3))

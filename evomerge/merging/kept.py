@@ -65,6 +65,11 @@ class Keep:
             return 65536
         return min(max(math.ceil(self.density * 65536 - 0.5), 0), 65536)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no random number is low enough; with `places`, the density is only a mean."""
+        return self.places is None and not self.below
+
     def apply(self, delta: Tensor, start: int = 0) -> Tensor:
         """Return elements [start, start + n) of a flat float32 task vector with the rest zero."""
         magnitude = delta.abs()
@@ -259,7 +264,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         is_random=any(keep.key is not None for keep in chosen),
         is_ranked=is_ranked,
         inverts=is_ranked and chosen[0].inverts,
-        has_low=any(keep.low > 0.0 or not keep.below for keep in chosen),
+        has_low=any(keep.low > 0.0 or keep.is_empty for keep in chosen),
         has_high=any(keep.high < math.inf for keep in chosen),
         has_factors=any(keep.factor != 1.0 for keep in chosen),
         are_deltas=known is not None,
@@ -274,7 +279,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     one = chosen[0]
     chances = (one.density - one.spread / 2, one.spread, float(one.last_place))
     # A random number cannot be below 0, so a density of 0 is a magnitude out of reach.
-    low = floats([keep.low if keep.below else math.inf for keep in keeps])
+    low = floats([math.inf if keep.is_empty else keep.low for keep in keeps])
     high = floats([keep.high for keep in keeps])
     last = tuple(np.uint16(max(keep.below, 1) - 1) for keep in chosen)
     keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)

@@ -15,8 +15,9 @@ from evomerge.core.model_space import ModelSpace, SpaceTensor
 from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
-from evomerge.merging.derived import Derived, change_basis, derive_for
+from evomerge.merging.derived import Derived, derive_for
 from evomerge.merging.fused import WeightedSum, weighted_sum
+from evomerge.merging.grams import change_basis
 from evomerge.merging.low_rank import LowRank, read_factors
 from evomerge.merging.operator import (
     FiniteResults,

@@ -109,14 +109,14 @@ class FiniteResults:
 
     def __init__(self) -> None:
         """Start with none."""
-        self._known: set[tuple[int, int]] = set()
+        self._known: dict[tuple[int, int], Tensor] = {}
 
     def add(self, tensor: Tensor) -> None:
-        """Remember a tensor, by where its storage is."""
-        self._known.add((tensor.data_ptr(), tensor.numel()))
+        """Remember a tensor; it is held, so that no other one gets its storage meanwhile."""
+        self._known[tensor.data_ptr(), tensor.numel()] = tensor
 
     def clear(self) -> None:
-        """Forget them all, before their storage can be used again."""
+        """Forget them all."""
         self._known.clear()
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -145,7 +145,7 @@ class TensorInputs:
         factors: (E,) the exact task vectors as low-rank products, else None; () unless the
             operator sets `needs_factors`, and for slices of a tensor.
         quantiles: Expert index -> table of this tensor's magnitudes, None where none is prepared.
-        rank_codes: Expert index -> codes of `della.row_ranks`, None where none are prepared.
+        rank_codes: Expert index -> codes of `rank_codes.rank_codes`, None where none are prepared.
         variance_table: Table of the variances over these experts that are not zero, None where
             none is prepared.
         into: Where the result may be written, contiguous, of the result's shape and dtype; None
@@ -332,7 +332,7 @@ class TensorInputs:
         return merged.to(self.out_dtype)
 
     def uniform(self, expert: int, seed: int) -> Tensor:
-        """Return float32 uniforms in [0, 1) of the tensor's shape for one expert.
+        """Return float32 uniforms in (0, 1) of the tensor's shape for one expert.
 
         Counter-based: a function of (seed, expert's digest, tensor name, element index),
         the same on every device and for any chunking.

@@ -65,7 +65,7 @@ def kth_largest(magnitudes: Tensor, count: int) -> float:
     if magnitudes.device.type != "cpu":
         return float(torch.kthvalue(magnitudes.reshape(-1), rank + 1).values)
     # In place: torch would hold an int64 index of every element, three times as much memory.
-    values = magnitudes.view(-1).numpy()
+    values = magnitudes.reshape(-1).numpy()
     values.partition(rank)
     return float(values[rank])
 

@@ -60,8 +60,9 @@ class DerivedCache:
 
         Args:
             root: The folder; any number of processes may use it at once.
-            budget_bytes: Most bytes of all entries together, None for no limit. After a write
-                the entries that were not used for longest are removed until the rest fits.
+            budget_bytes: Most bytes of all entries together, None for no limit. Before a write
+                the entries that were not used for longest are removed until the rest fits, but
+                none that was used through this object or that a process uses.
 
         Raises:
             ConfigError: The budget is not positive.
@@ -70,6 +71,7 @@ class DerivedCache:
             raise ConfigError(f"the cache's budget is {budget_bytes} bytes, must be positive")
         self.root = root
         self.budget_bytes = budget_bytes
+        self.claimed: set[Path] = set()  # entries that were used through this object
         self._n_bytes = 0
         self._n_writes = 0
 
@@ -95,24 +97,39 @@ class DerivedCache:
             return
         is_due = self._n_writes % _WRITES_PER_SCAN == 0
         if is_due or self._n_bytes + n_new > self.budget_bytes:
-            self._n_bytes = self._evict(entry.folder, self.budget_bytes - n_new)
+            self._n_bytes = self._evict(entry.folder, n_new)
         self._n_bytes += n_new
         self._n_writes += 1
 
-    def _evict(self, kept: Path, target: int) -> int:
+    def fit_budget(self) -> None:
+        """Remove entries until all fit the budget, also where nothing has been written.
+
+        Raises:
+            ConfigError: The entries in use do not fit.
+        """
+        if self.budget_bytes is not None:
+            self._n_bytes = self._evict(None, 0)
+
+    def _evict(self, kept: Path | None, n_new: int) -> int:
         """Remove the least recently used entries but `kept`; return the bytes that are left."""
+        assert self.budget_bytes is not None
+        target = self.budget_bytes - n_new
         sizes = {folder: _folder_bytes(folder) for folder in self.root.glob("*/*")}
         total = sum(sizes.values())
         for folder in sorted(sizes, key=_last_use):
             if total <= target:
                 break
-            if folder != kept and _remove(folder):
+            if folder != kept and folder not in self.claimed and _remove(folder):
                 total -= sizes.pop(folder)
         if total > target:
+            own = ""
+            if kept is not None:
+                has = sizes.get(kept, 0)
+                own = f", {kept.parent.name} alone takes {has:,} and wants {n_new:,} more"
             raise ConfigError(
                 f"{self.root}: the cache needs more than its budget of {self.budget_bytes:,} "
-                f"bytes: {kept.parent.name} alone takes {sizes.get(kept, 0):,} so far, all entries "
-                f"in use {total:,}. Give a larger --budget, or another folder as runtime.cache."
+                f"bytes: all entries in use take {total:,}{own}. Give a larger --budget, or "
+                "another folder as runtime.cache."
             )
         return total
 
@@ -207,6 +224,7 @@ class FolderEntry:
 
     def _claim(self) -> None:
         """Hold a shared lock on `used` and touch it; a read-only cache is used without."""
+        self._cache.claimed.add(self.folder)
         if self._lock is not None:
             return
         stamp = self.folder / "used"

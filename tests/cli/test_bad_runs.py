@@ -596,6 +596,17 @@ def test_a_broken_merge_file_is_refused(name, content, says, place, evomerge):
     assert tree(place.folder) == before
 
 
+def test_a_merge_by_relative_paths_can_be_repeated_from_its_recipe(place, evomerge):
+    text = "merge_method: linear\nmodels:\n"
+    text += "".join(f"- {{model: models/{n}, parameters: {{weight: 0.5}}}}\n" for n in "xy")
+    (place.folder / "k.yaml").write_text(text)
+    assert evomerge("merge", "k.yaml", "--out", "made").code == 0
+    record = json.loads((place.folder / "made" / "recipe.json").read_text())
+    assert all(Path(source["model"]).is_absolute() for source in record["sources"])
+    said = evomerge("merge", "made/recipe.json", "--out", "again")
+    assert said.code == 0, said.err
+
+
 def test_a_merge_into_an_empty_current_folder_works(recipe, place, evomerge, monkeypatch):
     (place.folder / "here").mkdir()
     monkeypatch.chdir(place.folder / "here")

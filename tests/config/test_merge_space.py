@@ -9,7 +9,8 @@ from evomerge.core.linear_span import LinearSpan
 from evomerge.core.model_space import SourceHeader, TensorSpec, align
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, UnknownNameError
-from evomerge.merging.derived import Derived, tensor_grams
+from evomerge.merging.derived import Derived
+from evomerge.merging.grams import tensor_grams
 from evomerge.merging.layer_scale import LayerScale
 from evomerge.merging.materialize import build_operators, materialize
 from evomerge.merging.operator import merge_operators
@@ -424,6 +425,7 @@ def test_a_space_without_a_scale_cannot_say_a_scaled_recipe():
         ({"aplha": 1}, "merge.layer_scale.aplha is unknown. Did you mean 'alpha'?"),
         ({"alpha": "tied"}, "merge.layer_scale.alpha is 'tied'"),
         ({"alpha": 1, "beta": "auto"}, "merge.layer_scale.beta is 'auto'"),
+        ({"alpha": "tied"}, "'tied'; expected a number, a range, 'search' or 'auto'"),
         ({"alpha": [1, 0]}, r"merge.layer_scale.alpha: the range \[1, 0\] is empty"),
         ({"alpha": "auto"}, "'auto' is measured on the models; give a number"),
     ],

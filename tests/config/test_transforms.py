@@ -235,6 +235,7 @@ def test_a_merged_transform_has_one_scale(tmp_path):
     [
         ({"base_model": None}, "base_model is missing; tsv_m needs it"),
         ({"parameters": {"density": 1}}, "parameters.density is not a parameter of tsv_m"),
+        ({"parameters": {"rank_fractoin": 1}}, "Did you mean 'rank_fraction'? Known: lambda, "),
         ({"parameters": {"rank_fraction": 7}}, "parameters: "),
         ({"models": [{"model": "./base"}]}, "is given twice"),
         ({"slices": []}, "slices: evomerge does not read this key"),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.cli.command import command
 from tests.e2e.tiny_run import journal, start
 
-KINDS = ["grams", "histograms", "quantiles", "rank-codes", "block-grams"]
+KINDS = ["grams", "histograms", "quantiles", "rank-codes", "variances", "block-grams"]
 PARENTS = {"look_ahead": 6, "founders": "parents"}  # no founder that needs statistics of its own
 
 
@@ -114,6 +114,24 @@ def test_a_budget_too_small_says_what_to_do(tiny_models, tmp_path, evomerge):
     done = evomerge("prepare", config, "--budget", "20 parsecs", cache=cache)
     assert done.code == 2
     assert "expected a size such as 20GB" in done.err
+
+
+def test_a_budget_holds_for_what_was_there_already(tiny_models, tmp_path, prepare, evomerge):
+    config = tiny_models.write(tmp_path / "c.yaml", merge={"name": "della"}, search=PARENTS)
+    cache = tmp_path / "cache"
+    prepare(config, cache, "--all")
+    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
+    prepare(config, cache, "--budget", str(size // 2))
+    left = {p.parent.name for p in cache.glob("*/*") if any(p.glob("*.safetensors"))}
+    assert sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) <= size // 2
+    assert "rank-codes" in left
+    before = files_of(cache)
+    done = evomerge("prepare", config, "--budget", "1KB", cache=cache)
+    assert done.code == 2
+    assert "all entries in use take" in done.err
+    again = prepare(config, cache)
+    assert all(kind["done"] == 0 for kind in again.values()), "what is in use was not removed"
+    assert files_of(cache).items() <= before.items()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from evomerge.merging.derived import gram_of
+from evomerge.merging.grams import gram_of
 from tests.merging import oracles
 from tests.merging.tensors import inputs_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evomerge.merging.derived import gram_of
+from evomerge.merging.grams import gram_of
 from evomerge.merging.operator import TensorInputs
 
 

@@ -10,7 +10,7 @@ from evomerge.merging import kept as kept_module
 from evomerge.merging import selected as selected_module
 from evomerge.merging.fused import MIN_ELEMENTS, torch_weighted_sum, weighted_sum
 from evomerge.merging.kept import Keep, merge_kept
-from evomerge.merging.operator import TensorInputs
+from evomerge.merging.operator import FiniteResults, TensorInputs
 from evomerge.merging.philox import RUN, philox_uniform
 from evomerge.merging.rank_codes import rank_codes
 from evomerge.merging.selected import merge_selected, square_sums
@@ -54,6 +54,12 @@ def test_a_result_that_is_not_finite_is_noticed(value):
     out = torch.empty(N, dtype=BF16)
     assert not weighted_sum([(2.0, a), (0.5, b)], out)
     assert out.isnan().any() or out.isinf().any()
+
+
+def test_a_tensor_in_the_place_of_a_finite_one_that_is_gone_is_not_taken_for_it():
+    finite = FiniteResults()
+    finite.add(torch.zeros(N))
+    assert not any(torch.full((N,), float("inf")) in finite for _ in range(20))
 
 
 def test_rounding_to_infinity_is_noticed():
@@ -108,7 +114,8 @@ def test_merge_kept_equals_torch_bit_for_bit(name, dtype, vote, divisor):
 
 @pytest.mark.parametrize("inverts", [False, True])
 @pytest.mark.parametrize("vote", [None, "unweighted"])
-def test_ranked_dropping_equals_torch_bit_for_bit(inverts, vote):
+@pytest.mark.parametrize(("density", "spread"), [(0.5, 0.3), (2.0**-17, 1.8 * 2.0**-17)])
+def test_ranked_dropping_equals_torch_bit_for_bit(inverts, vote, density, spread):
     tensors = inputs(3, BF16)
     n_row = 523
     rows = N // n_row
@@ -118,7 +125,12 @@ def test_ranked_dropping_equals_torch_bit_for_bit(inverts, vote):
         codes[: rows * n_row] = rank_codes(delta[: rows * n_row].reshape(rows, n_row)).reshape(-1)
         keeps.append(
             Keep(
-                key=k, density=0.5, places=codes, last_place=n_row - 1, spread=0.3, inverts=inverts
+                key=k,
+                density=density,
+                places=codes,
+                last_place=n_row - 1,
+                spread=spread,
+                inverts=inverts,
             )
         )
     compiled, plain = both(tensors, keeps, (0.7, 0.2, 1.1), vote=vote, divisor="none")

@@ -14,6 +14,7 @@ from evomerge.merging.operator import merge_operators
 from evomerge.merging.quantiles import (
     QuantileTable,
     knot_count,
+    kth_magnitude,
     magnitude_threshold,
     n_kept,
     n_knots,
@@ -104,6 +105,12 @@ def test_building_a_table_leaves_the_task_vector_alone(delta):
     before = delta.clone()
     quantile_knots(delta)
     assert torch.equal(delta, before)
+
+
+def test_a_task_vector_need_not_be_contiguous():
+    delta = torch.arange(-6.0, 6.0).reshape(3, 4)
+    for count in range(1, 13):
+        assert kth_magnitude(delta.T, count) == kth_magnitude(delta.T.contiguous(), count)
 
 
 def test_exact_thresholds_inside_a_bracket_of_ties():

@@ -205,6 +205,21 @@ def test_entries_in_use_stay_and_the_error_says_what_to_do(tmp_path):
     assert used.read("v") is not None
 
 
+def test_the_budget_holds_where_nothing_is_written(tmp_path):
+    for expert in ("old", "new"):
+        entry_of(tmp_path, expert=expert).write("w", {"x": torch.zeros(25_000)})
+    cache = DerivedCache(tmp_path, budget_bytes=150_000)
+    assert cache.entry("quantiles", {**PARTS, "expert": "new"}).read("w") is not None
+    cache.fit_budget()
+    assert entry_of(tmp_path, expert="old").read("w") is None
+    assert entry_of(tmp_path, expert="new").read("w") is not None
+    small = DerivedCache(tmp_path, budget_bytes=1000)
+    small.entry("quantiles", {**PARTS, "expert": "new"}).read("w")  # closed at once
+    with pytest.raises(ConfigError, match="all entries in use take"):
+        small.fit_budget()
+    assert entry_of(tmp_path, expert="new").read("w") is not None
+
+
 def test_an_entry_larger_than_the_budget_is_refused(tmp_path):
     entry = entry_of(tmp_path, budget=100_000)
     entry.write("a", {"x": torch.zeros(12_000)})

@@ -1,7 +1,7 @@
 """The compiled kernels: every source element is read once, every result written once.
 
 Arithmetic is float32 with fused multiply-adds in a fixed order and one rounding at the end, bit for
-bit that of the plain torch versions in `weighted` and `kept`. A loop over experts inside a loop
+bit that of the plain torch versions in `fused` and `kept`. A loop over experts inside a loop
 over elements is unrolled by the compiler, because the number of experts is part of a tuple's type.
 
 Every kernel returns whether all it wrote is finite, looked up while it is in the cache.
