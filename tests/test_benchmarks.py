@@ -32,6 +32,7 @@ def run(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_merge_throughput_prints_every_figure_by_method(folder):
     names = ["linear", "slerp", "ties", "dare_ties"]
     arguments = ["--experts", "2", "--repetitions", "1", "--cold", "linear"]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from evomerge.core.model_space import ModelSpace
+from evomerge.errors import PreflightError
 from evomerge.merging.derived import RANK_CODES
 from evomerge.storage.derived_cache import DerivedCache, default_cache_root
 
@@ -35,6 +36,26 @@ def usable_cache(folder: str | None) -> DerivedCache | None:
     is_named = folder is not None or bool(os.environ.get("EVOMERGE_CACHE"))
     place = _nearest_folder(cache.root)
     return cache if is_named or os.access(place, os.W_OK | os.X_OK) else None
+
+
+def refuse_unusable_cache(folder: str | None) -> None:
+    """Check that a cache somebody named can be written, before anything is computed.
+
+    Raises:
+        PreflightError: It cannot, or it is no folder.
+    """
+    cache = usable_cache(folder)
+    if cache is None:
+        return
+    root = cache.root.absolute()
+    place = _nearest_folder(root)
+    blocked = next((path for path in (root, *root.parents) if path.is_file()), None)
+    if blocked is not None or not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{blocked} is a file" if blocked is not None else f"{place} cannot be written"
+        raise PreflightError(
+            f"{root}: cannot be the cache: {reason}. Name another folder with `runtime.cache` or "
+            "EVOMERGE_CACHE"
+        )
 
 
 def too_large_for_a_search(cache: DerivedCache, space: ModelSpace) -> tuple[str, ...]:

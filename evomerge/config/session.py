@@ -24,7 +24,7 @@ from evomerge.config.build import (
     needs_span,
     resolve_config,
 )
-from evomerge.config.cache import usable_cache
+from evomerge.config.cache import refuse_unusable_cache, usable_cache
 from evomerge.config.construct import describe
 from evomerge.config.manifest import search_manifest
 from evomerge.config.models import OpenModels, open_models
@@ -112,6 +112,7 @@ def preflight(config: RunConfig, base_dir: Path) -> Prepared:
         PreflightError: Models or data cannot be used.
     """
     resolved = resolve_config(config, base_dir)
+    refuse_unusable_cache(resolved.runtime.cache)
     tasks = build_tasks(resolved)
     models = open_models(resolved)
     space, merge = build_search_space(resolved, models, None)

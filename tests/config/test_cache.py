@@ -3,8 +3,13 @@ import os
 import pytest
 
 from evomerge.cli.prepare import parse_size
-from evomerge.config.cache import open_cache, too_large_for_a_search, usable_cache
-from evomerge.errors import ConfigError
+from evomerge.config.cache import (
+    open_cache,
+    refuse_unusable_cache,
+    too_large_for_a_search,
+    usable_cache,
+)
+from evomerge.errors import ConfigError, PreflightError
 from tests.merging.memory_source import make_sources, space_of
 
 
@@ -24,6 +29,18 @@ def test_a_search_does_without_a_place_that_nobody_named(tmp_path, monkeypatch):
     assert usable_cache(str(tmp_path)).root == tmp_path
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "named"))
     assert usable_cache(None).root == tmp_path / "named"
+
+
+def test_a_named_cache_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    refuse_unusable_cache(str(tmp_path / "new" / "folder"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match=r"file is a file.*runtime\.cache"):
+        refuse_unusable_cache(str(tmp_path / "file" / "inside"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PreflightError, match="cannot be written"):
+        refuse_unusable_cache(str(tmp_path))
+    monkeypatch.delenv("EVOMERGE_CACHE")
+    refuse_unusable_cache(None)  # nobody named one: the search does without
 
 
 def test_rank_codes_that_would_fill_the_disk_are_left_to_prepare(tmp_path, monkeypatch):

@@ -75,6 +75,7 @@ def test_resume_finds_the_same_front(guarded):
     assert evomerge("front", "tiny", "--json", cwd=guarded).stdout == before
 
 
+@pytest.mark.slow
 def test_a_front_without_a_feasible_candidate_says_so(tiny_models, tmp_path):
     tiny_models.write(
         tmp_path / "c.yaml",
@@ -102,6 +103,7 @@ def test_check_lists_the_constraints_and_refuses_wrong_ones(tiny_models, tmp_pat
     assert "Did you mean 'base'" in done.stderr
 
 
+@pytest.mark.slow
 def test_views_of_the_front(tiny_models, tmp_path):
     tiny_models.write(tmp_path / "c.yaml", budget={"evaluations": 30})
     assert evomerge("search", "c.yaml", cwd=tmp_path).returncode == 0

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
 import yaml
 
 from evomerge.config.workers import build_worker
 from evomerge.core.recipe import Recipe
 
 from .tiny_run import evomerge, journal
+
+pytestmark = pytest.mark.slow
 
 
 def asked(run):

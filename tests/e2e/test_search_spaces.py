@@ -7,6 +7,8 @@ import pytest
 
 from .tiny_run import evomerge, journal
 
+pytestmark = pytest.mark.slow
+
 MERGES = {
     "curve": {"name": "task_arithmetic", "groups": "layer", "weights": {"curve": 2}},
     "modules": {"name": "ties", "groups": "kind", "modules": "search"},

@@ -53,6 +53,7 @@ def test_the_search_mixes_virtual_and_real_sources(finished):
     assert list((finished / "cache" / "transform").glob("*/key.json"))
 
 
+@pytest.mark.slow
 def test_resuming_reads_the_cache_and_gives_the_same_journal(finished, tiny_models, tmp_path):
     run = tmp_path / "run"
     config = finished / "c.yaml"
@@ -102,6 +103,7 @@ def test_an_export_is_what_was_scored_and_merges_to_the_same_bytes(finished, tmp
     assert all((one[name] == two[name]).all() for name in one)
 
 
+@pytest.mark.slow
 def test_a_search_over_the_new_parents_alone(tiny_models, tmp_path):
     env = {"EVOMERGE_CACHE": str(tmp_path / "cache")}
     tiny_models.write(
