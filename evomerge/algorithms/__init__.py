@@ -5,6 +5,7 @@ Every built-in algorithm is listed here by hand; importing this package register
 
 from evomerge.algorithms import (  # noqa: F401  (importing registers them)
     amortized_pareto,
+    auto,
     basis_refresh,
     cycle_qd,
     evo_merging,

@@ -1,315 +1,272 @@
-"""auto (draft)."""
+"""auto: Bayesian optimisation in coefficient space that learns from every example's score."""
 
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
+from evomerge.algorithms.generations import require_within
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
-from evomerge.core.objective import Objectives
+from evomerge.core.feasibility import Feasibility
+from evomerge.core.gaussian_process import Columns, GaussianProcess
+from evomerge.core.objective import Objective, Objectives, mixture
 from evomerge.core.search_space import SearchSpace
 
-FL = dict(kv.split("=") for kv in os.environ.get("AUTO", "").split(",") if kv)
+MIN_POINTS = 3  # before there is anything to model
+MAX_POINTS = 400  # in a model: the best half of them, and the latest
+MAX_TARGETS = 512  # per task; with more examples, means of some
+ELITES = 6  # told points that proposals start from
+STEP_SIZES = (0.2, 0.1, 0.05, 0.02)  # of the unit cube, one screening each
+POOL = 16  # candidates that survive a screening
+SAME = 1e-4  # points nearer than this in every coordinate are one
+PENALTY = 10.0  # of a missed constraint, per unit of score
+FIRST_STEPS, STEPS = 40, 10  # of a model's settings: at first, and at each fit after
 
 
-def flag(name, default):
-    return type(default)(FL.get(name, default))
+@dataclass(frozen=True, eq=False)
+class TaskModel:
+    """What one task scores at points never scored.
 
+    Attributes:
+        process: Of the task's targets.
+        soft: Half-width that keeps the logit of a score finite; None: scores are modelled as
+            they are.
+    """
 
-class One:
-    """GP of one objective, ARD over columns."""
+    process: GaussianProcess
+    soft: float | None
 
-    def __init__(self, dc, df, y, theta, steps):
-        self.dc, self.df = dc, df
-        self.mean = y.mean(axis=0)
-        self.scale = (y - self.mean).std() + 1e-9
-        self.eff = min(1.0, flag("eff", 10.0) / y.shape[1])
-        self.y = (y - self.mean) / self.scale
-        W = len(dc)
-        if theta is None:
-            theta = np.concatenate(
-                [
-                    np.full(W, math.log(flag("l0", 0.25) * math.sqrt(W))),
-                    [math.log(2.0), 0.0, math.log(1e-2)],
-                ]
-            )
-        self.centre = np.concatenate(
-            [
-                np.full(W, math.log(flag("l0", 0.25) * math.sqrt(W))),
-                [math.log(2.0), 0.0, math.log(1e-2)],
-            ]
-        )
-        self.width = np.concatenate([np.full(W, flag("lw", 1.0)), [1.0, 1.0, 1.5]])
-        self.theta = theta
-        if steps:
-            self._fit(steps)
-        self.low, self.inv, self.alpha, _ = self._solve(self.theta)
-
-    def _d2(self, t, dc, df):
-        W = len(dc)
-        g = np.exp(-2 * t[:W])
-        return np.tensordot(g, dc, 1) + math.exp(-2 * t[W]) * np.tensordot(g, df, 1)
-
-    def _solve(self, t):
-        d2 = np.maximum(self._d2(t, self.dc, self.df), 0)
-        amp, noise = math.exp(t[-2]), math.exp(t[-1])
-        K = amp * matern(d2)
-        K[np.diag_indices_from(K)] += noise + 1e-6
-        low = np.linalg.cholesky(K)
-        inv = np.linalg.inv(low)
-        alpha = inv.T @ (inv @ self.y)
-        return low, inv, alpha, d2
-
-    def _value(self, t):
-        low, inv, alpha, d2 = self._solve(t)
-        W = len(self.dc)
-        amp, noise = math.exp(t[-2]), math.exp(t[-1])
-        N = self.y.shape[1]
-        value = (
-            self.eff * (-0.5 * (self.y * alpha).sum() - N * np.log(np.diag(low)).sum())
-            - 0.5 * (((t - self.centre) / self.width) ** 2).sum()
-        )
-        G = self.eff * 0.5 * (alpha @ alpha.T - N * inv.T @ inv)
-        if flag("kern", "m52") == "rbf":
-            slope = G * (-0.5 * amp * matern(d2))
-        else:
-            d = np.sqrt(5 * d2)
-            slope = G * (-amp * 5 / 6 * (1 + d) * np.exp(-d))
-        g = np.exp(-2 * t[:W])
-        f = math.exp(-2 * t[W])
-        c = np.tensordot(self.dc, slope, 2)
-        e = np.tensordot(self.df, slope, 2) * f
-        grad = np.concatenate(
-            [
-                -2 * g * (c + e),
-                [-2 * (g * e).sum(), amp * (G * matern(d2)).sum(), noise * np.trace(G)],
-            ]
-        )
-        grad -= (t - self.centre) / self.width**2
-        return value, grad
-
-    def _fit(self, steps):
-        t = self.theta.copy()
-        size = np.full(len(t), 0.2)
-        last = np.zeros(len(t))
-        best, value = t, -np.inf
-        for _ in range(steps):
-            v, g = self._value(t)
-            if v > value:
-                best, value = t.copy(), v
-            same = np.sign(g) * np.sign(last)
-            size = np.clip(
-                np.where(same > 0, size * 1.3, np.where(same < 0, size * 0.5, size)), 1e-3, 0.6
-            )
-            t = np.clip(
-                t + size * np.sign(g), self.centre - 4 * self.width, self.centre + 4 * self.width
-            )
-            t[-1] = min(t[-1], 0.0)
-            last = g
-        self.theta = best
-
-    def predict(self, dc, df):
-        k = math.exp(self.theta[-2]) * matern(np.maximum(self._d2(self.theta, dc, df), 0))
-        mean = self.mean + self.scale * (k @ self.alpha)
-        rest = np.maximum(math.exp(self.theta[-2]) - ((k @ self.inv.T) ** 2).sum(axis=1), 1e-9)
-        return mean, self.scale * np.sqrt(rest)
-
-
-class Surrogate:
-    def __init__(self, points, values, average, hyper, fit=True, columns=None):
-        self.points, self.average, self.columns = points, average, columns
-        dc, df = self._dist(points, points)
-        thetas = hyper.get("theta") or [None] * len(values)
-        steps = 0 if not fit else (40 if thetas[0] is None else flag("steps", 10))
-        self.ones = [One(dc, df, y, t, steps) for y, t in zip(values, thetas)]
-        self.hyper = {"theta": [o.theta for o in self.ones]}
-
-    def _dist(self, a, b):
-        ac, bc = a @ self.average, b @ self.average
-        af, bf = a - ac, b - bc
-        if not flag("ard", 1):
-            return sq(ac, bc)[None], sq(af, bf)[None]
-        dc = np.stack([sq(ac[:, c], bc[:, c]) for c in self.columns])
-        df = np.stack([sq(af[:, c], bf[:, c]) for c in self.columns])
-        return dc, df
-
-    def predict(self, points):
-        dc, df = self._dist(points, self.points)
-        return [o.predict(dc, df) for o in self.ones]
-
-
-def sq(a, b):
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0.0)
-
-
-def matern(d2):
-    if flag("kern", "m52") == "rbf":
-        return np.exp(-0.5 * d2)
-    d = np.sqrt(5 * d2)
-    return (1 + d + d * d / 3) * np.exp(-d)
+    def mean_score(self, points: FloatArray, optimism: float) -> FloatArray:
+        """Return (m,) mean scores at (m, D) points, so many standard deviations above the mean."""
+        mean, deviation = self.process.predict(points)
+        latent = mean + optimism * deviation[:, None]
+        if self.soft is None:
+            plain: FloatArray = latent.mean(axis=1)
+            return plain
+        found: FloatArray = (0.5 + 0.5 * np.tanh(0.5 * latent)).mean(axis=1)
+        return found
 
 
 @search_algorithm("auto")
 @dataclass(kw_only=True)
 class Auto:
-    """auto"""
+    """Models each task over the coefficients and scores what the models, half hopeful, say is best.
+
+    Each task has a Gaussian process with a length scale per model, over logits of scores in
+    [0, 1]. A graded score (a probability) says how near to right an example is: such tasks are
+    modelled example by example with one kernel, and the modelled examples averaged, which
+    extrapolates much better than their mean does. Of 0/1 scores, which say little one by one,
+    the mean is modelled. Proposals start from the best points told (founders are the first), and
+    1,600 cheap steps around them are screened by the models: in all coordinates, in a few, the
+    same for all layers, or along the line of two of the best. Every other proposal takes the
+    models' mean, the next one `optimism` standard deviations above it. Pending points count as
+    told what the models expect of them, so it never waits.
+
+    Several objectives are reduced to their weighted mean; a `front_share` of proposals draws other
+    weights, for the front. A missed constraint costs 10 times the gap, as the models see it.
+    Failures are left out. What was tried and measured: docs/decisions/0006-auto.md.
+
+    Source: none; parts from Srinivas 2010 (upper confidence bounds), Eriksson 2019 (TuRBO: local
+    candidates that change few coordinates), MAP (a sigmoid link), arXiv:2406.07529.
+
+    Attributes:
+        optimism: Standard deviations that every other proposal adds.
+        front_share: Share of proposals for a random mean of the objectives.
+        weights: Objective -> weight in the mean; None weighs all alike, objectives left out
+            count for nothing.
+    """
 
     optimism: float = 1.0
+    front_share: float = 0.0
+    weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            ConfigError: A field is out of range.
+        """
+        require_within("optimism", self.optimism, 0.0)
+        require_within("front_share", self.front_share, 0.0, 1.0)
 
     def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+        """Begin a run.
+
+        Raises:
+            ConfigError: Nothing is searched, or a weight names no objective.
+        """
         require_dimensions(space, "auto")
         self._space, self._objectives, self._rng = space, objectives, rng
-        self._points, self._values, self._ids = [], [], []
-        self._tasks = []
-        self._pending = Pending()
-        self._waiting = {}
-        self._asked = 0
-        self._hyper = {}
-        self._columns = columns(space)
-        self._fit_at = 0
-        self._average = averaging(space)
+        self._mixture = mixture(self.weights, objectives, "algorithm.weights")
+        self._feasibility = Feasibility(objectives.constraints)
+        self._columns = Columns.of(space)
+        self._points: list[FloatArray] = []
+        self._ids: list[int] = []
+        self._scores: list[Mapping[str, FloatArray]] = []
+        self._values: list[float] = []  # measured mean of the objectives
+        self._pending: Pending[int] = Pending()
+        self._waiting: dict[int, FloatArray] = {}  # number of ask -> point
+        self._n_asked = 0
+        self._settings: dict[str, FloatArray] = {}
+        self._fit_at = MIN_POINTS
 
     def tell(self, evaluation: Evaluation) -> None:
-        key = self._pending.pop(evaluation.candidate.recipe)
-        vector = None
-        if key is not None:
-            vector = self._waiting.pop(key)
+        """Learn from one evaluation; failures, and what the space cannot express, are left out."""
+        number = self._pending.pop(evaluation.candidate.recipe)
+        vector = None if number is None else self._waiting.pop(number)
         if evaluation.error is not None:
             return
+        measured = self._feasibility.measure(evaluation)
+        self._feasibility.learn(evaluation.candidate.origin, measured)
         if vector is None:
             vector = self._space.encode(evaluation.candidate.recipe)
-            if vector is None:
-                return
+        if vector is None:
+            return
         self._points.append(vector)
-        self._values.append(self._objectives.values(evaluation))
-        if flag("perex", 1):
-            self._tasks.append({k: np.asarray(v, np.float64) for k, v in evaluation.scores.items()})
-        else:
-            self._tasks.append({k: np.array([np.mean(v)]) for k, v in evaluation.scores.items()})
         self._ids.append(evaluation.candidate.id)
+        self._scores.append({task: _binned(own) for task, own in evaluation.scores.items()})
+        self._values.append(float(self._mixture @ self._objectives.values(evaluation)))
 
     def ask(self) -> Proposal:
-        vector = self._propose()
-        recipe = self._space.decode(vector)
-        self._waiting[self._asked] = vector
-        self._pending.put(recipe, self._asked)
-        self._asked += 1
-        return Proposal(recipe, (), "model")
+        """Return the next proposal. Never waits."""
+        if len(self._points) < MIN_POINTS:
+            noise = self._same_in_all_rows(self._rng.standard_normal((1, self._space.dimension)))
+            return self._asking(self._space.initial() + 0.1 * noise[0], "start")
+        models = self._models()
+        is_hopeful = self._n_asked % 2 == 1
+        mixed = self._mixture
+        if len(mixed) > 1 and self.front_share and self._rng.random() < self.front_share:
+            mixed = self._rng.dirichlet(np.ones(len(mixed)))
 
-    def _propose(self):
-        rng, D = self._rng, self._space.dimension
+        def promise(points: FloatArray, optimism: float) -> FloatArray:
+            means = {task: model.mean_score(points, optimism) for task, model in models.items()}
+            worth = sum(
+                weight * _weighted(item, means)
+                for weight, item in zip(mixed, self._objectives.items, strict=True)
+            )
+            found: FloatArray = (worth - PENALTY * self._missed(means)).round(9)
+            return found
+
+        told = np.stack(self._points)
+        elites = told[np.argsort(-promise(told, 0.0), kind="stable")[:ELITES]]
+        pool = elites
+        for size in STEP_SIZES:
+            pool = np.vstack([pool, self._around(pool, elites, size)])
+            order = np.argsort(-promise(pool, is_hopeful * self.optimism), kind="stable")
+            pool = pool[order[:POOL]]
+        return self._asking(self._first_new(pool, told), "hopeful" if is_hopeful else "expected")
+
+    def _models(self) -> dict[str, TaskModel]:
+        """Return a model per task, settings fitted anew after a tenth more points."""
+        rows = self._rows()
+        is_due = len(self._points) >= self._fit_at
+        if is_due:
+            self._fit_at = len(self._points) + max(3, len(self._points) // 10)
+        points = np.stack([self._points[row] for row in rows])
+        models = {}
+        for task in self._scores[0]:
+            targets, soft = _targets(np.stack([self._scores[row][task] for row in rows]))
+            before = self._settings.get(task)
+            steps = 0 if not is_due else FIRST_STEPS if before is None else STEPS
+            process = GaussianProcess(self._columns, points, targets, before, steps)
+            self._settings[task] = process.settings
+            if self._waiting:
+                asked = np.stack(list(self._waiting.values()))
+                believed = np.vstack([targets, process.predict(asked)[0]])
+                everywhere = np.vstack([points, asked])
+                process = GaussianProcess(self._columns, everywhere, believed, process.settings)
+            models[task] = TaskModel(process, soft)
+        return models
+
+    def _rows(self) -> list[int]:
+        """Return which told points are modelled."""
         n = len(self._points)
-        if n < 3:
-            return np.clip(self._space.initial() + 0.1 * rng.standard_normal(D), 0, 1)
-        X, Y = np.stack(self._points), np.stack(self._values)
-        M = Y.shape[1]
-        w = np.full(M, 1 / M)
-        if M > 1 and rng.random() < flag("front", 0.0):
-            w = rng.dirichlet(np.ones(M))
-        names = list(self._tasks[0])
-        S = [np.stack([t[k] for t in self._tasks]) for k in names]
-        e = flag("eps", 0.05)
-        fwd = lambda y: np.log((y + e) / (1 - y + e))
-        inv = lambda t: 1 / (1 + np.exp(-t))
-        if flag("link", "logit") == "id":
-            fwd = inv = lambda y: y
-        L = [fwd(y) for y in S]
-        mix = np.array(
-            [
-                [item.weights.get(k, 0.0) / sum(item.weights.values()) for k in names]
-                for item in self._objectives.items
-            ]
-        )
-        tw = w @ mix
-        refit = n >= self._fit_at
-        model = Surrogate(X, L, self._average, self._hyper, fit=refit, columns=self._columns)
-        if refit:
-            self._hyper = model.hyper
-            self._fit_at = n + max(3, n // 10)
-            if flag("show", 0):
-                print(n, [np.round(t, 1) for t in self._hyper["theta"]])
-        if self._waiting:
-            P = np.stack(list(self._waiting.values()))
-            mp = [m for m, _ in model.predict(P)]
-            model = Surrogate(
-                np.vstack([X, P]),
-                [np.vstack([a, b]) for a, b in zip(L, mp)],
-                self._average,
-                self._hyper,
-                fit=False,
-                columns=self._columns,
-            )
-        kappas = [float(v) for v in flag("kappa", "0:1").split(":")]
-        kappa = kappas[self._asked % len(kappas)]
+        if n <= MAX_POINTS:
+            return list(range(n))
+        best = np.argsort(-np.array(self._values), kind="stable")[: MAX_POINTS // 2]
+        return sorted({*best.tolist(), *range(n - MAX_POINTS // 2, n)})
 
-        def acq(c, kappa=kappa):
-            return sum(
-                v * inv(m + kappa * s[:, None]).mean(axis=1)
-                for v, (m, s) in zip(tw, model.predict(c))
-            )
+    def _missed(self, means: Mapping[str, FloatArray]) -> FloatArray | float:
+        """Return by how much the known constraints are missed, summed, where tasks score so."""
+        missed: FloatArray | float = 0.0
+        limits = self._feasibility.limits()
+        for item, limit in zip(self._objectives.constraints, limits, strict=True):
+            if limit is not None:
+                gap = limit - _weighted(item.measure, means)
+                missed = missed + np.maximum(gap if item.is_minimum else -gap, 0.0)
+        return missed
 
-        value = acq(X, 0.0)
-        top = np.argsort(-value, kind="stable")[: flag("elites", 6)]
-        pool = X[top]
-        sizes = (0.2, 0.1, 0.05, 0.02)
-        for r, size in enumerate(sizes):
-            cand = self._around(pool, X[top], size, flag("ncand", 400))
-            cand = np.vstack([pool, cand]) if r else cand
-            a = acq(cand)
-            pool = cand[np.argsort(-a, kind="stable")[:8]]
-        taken = np.vstack([X, *self._waiting.values()]) if self._waiting else X
-        for p in pool:
-            if np.abs(taken - p).max(axis=1).min() > 1e-4:
-                return p
-        return np.clip(pool[0] + 0.02 * rng.standard_normal(D), 0, 1)
+    def _around(self, centres: FloatArray, elites: FloatArray, size: float) -> FloatArray:
+        """Return (400, D) points that are steps of about `size` away from some of the centres."""
+        rng, n_dimensions, count = self._rng, self._space.dimension, 400
+        centre = centres[rng.integers(len(centres), size=count)]
+        noise = rng.standard_normal((count, n_dimensions))
+        share = np.where(rng.random((count, 1)) < 0.5, 1.0, min(1.0, 3.0 / n_dimensions))
+        mask = rng.random((count, n_dimensions)) < share
+        mask[np.arange(count), rng.integers(n_dimensions, size=count)] = True
+        for_all_layers = self._same_in_all_rows(noise)
+        first, second = rng.integers(len(elites), size=(2, count))
+        along = 4.0 * (elites[first] - elites[second])
+        kind = rng.random((count, 1))
+        step = np.where(kind < 0.5, noise * mask, np.where(kind < 0.8, for_all_layers, along))
+        length = size * np.exp(0.7 * rng.standard_normal((count, 1)))
+        moved: FloatArray = np.clip(centre + length * step, 0.0, 1.0)
+        return moved
 
-    def _around(self, centres, elites, size, count):
-        rng, D = self._rng, self._space.dimension
-        c = centres[rng.integers(len(centres), size=count)]
-        noise = rng.standard_normal((count, D))
-        kind = rng.random(count)[:, None]
-        share = np.where(rng.random((count, 1)) < 0.5, 1.0, min(1.0, 3.0 / D))
-        mask = rng.random((count, D)) < share
-        mask[np.arange(count), rng.integers(D, size=count)] = True
-        coarse = noise @ self._average * math.sqrt(max(1, round(1 / self._average.max())))
-        i, j = rng.integers(len(elites), size=(2, count))
-        step = np.where(
-            kind < 0.5, noise * mask, np.where(kind < 0.8, coarse, (elites[i] - elites[j]) * 4)
-        )
-        s = size * np.exp(rng.normal(size=(count, 1)) * 0.7)
-        return np.clip(c + s * step, 0, 1)
+    def _same_in_all_rows(self, noise: FloatArray) -> FloatArray:
+        """Return (n, D) standard normal noise made the same for all groups of tensors."""
+        n_rows = round(1.0 / self._columns.average.max())
+        same: FloatArray = math.sqrt(n_rows) * (noise @ self._columns.average)
+        return same
+
+    def _first_new(self, pool: FloatArray, told: FloatArray) -> FloatArray:
+        """Return the first point of a pool that was not asked or told, or one beside the first."""
+        taken = np.vstack([told, *self._waiting.values()])
+        for point in pool:
+            if np.abs(taken - point).max(axis=1).min() > SAME:
+                found: FloatArray = point
+                return found
+        beside: FloatArray = pool[0] + 0.02 * self._rng.standard_normal(pool.shape[1])
+        return beside
+
+    def _asking(self, vector: FloatArray, origin: str) -> Proposal:
+        point = np.clip(vector, 0.0, 1.0)
+        parents: tuple[int, ...] = ()
+        if self._points:
+            nearest = int(((np.stack(self._points) - point) ** 2).sum(axis=1).argmin())
+            parents = (self._ids[nearest],)
+        recipe = self._space.decode(point)
+        self._pending.put(recipe, self._n_asked)
+        self._waiting[self._n_asked] = point
+        self._n_asked += 1
+        return Proposal(recipe, parents, origin)
 
 
-def m_ei(z, s):
-    from math import erf
-
-    cdf = 0.5 * (1 + np.vectorize(erf)(z / math.sqrt(2)))
-    pdf = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    return s * (z * cdf + pdf)
-
-
-def averaging(space):
-    D = space.dimension
-    out = np.zeros((D, D))
-    start = 0
-    for item in space.searched:
-        rows, width = item.n_rows(space.n_groups), item.width
-        block = np.kron(np.full((rows, rows), 1.0 / rows), np.eye(width))
-        out[start : start + len(block), start : start + len(block)] = block
-        start += len(block)
-    return out
+def _binned(scores: np.ndarray) -> FloatArray:
+    """Return scores as float64; means of neighbours where there are more than `MAX_TARGETS`."""
+    values = np.asarray(scores, dtype=np.float64)
+    if len(values) <= MAX_TARGETS or np.isin(values, (0.0, 1.0)).all():
+        return values
+    return np.array([part.mean() for part in np.array_split(values, MAX_TARGETS)])
 
 
-def columns(space):
-    out, start = [], 0
-    for item in space.searched:
-        rows, width = item.n_rows(space.n_groups), item.width
-        out += [start + k + width * np.arange(rows) for k in range(width)]
-        start += rows * width
-    return out
+def _targets(scores: FloatArray) -> tuple[FloatArray, float | None]:
+    """Return what to model of (n, N) scores, (n, T), and `TaskModel.soft`."""
+    if scores.min() < 0.0 or scores.max() > 1.0:
+        return scores, None
+    is_graded = not np.isin(scores, (0.0, 1.0)).all()
+    soft = 0.05 if is_graded else 0.02
+    rows = scores if is_graded else scores.mean(axis=1, keepdims=True)
+    return np.log((rows + soft) / (1.0 - rows + soft)), soft
+
+
+def _weighted(item: Objective, means: Mapping[str, FloatArray]) -> FloatArray:
+    """Return an objective's (m,) values where its tasks have these means."""
+    total: FloatArray = np.sum([weight * means[task] for task, weight in item.weights.items()], 0)
+    return total / sum(item.weights.values())

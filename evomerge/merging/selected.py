@@ -43,8 +43,7 @@ def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
     base, sources, are_deltas = arrays
     share = np.float32(1.0 / len(order))
     found = selected.selected_squares(base, sources, are_deltas, share, np.float32(threshold))
-    lanes = found.transpose(1, 0, 2).reshape(len(order), -1)
-    by_position = {k: math.fsum(lanes[i]) for i, k in enumerate(order)}
+    by_position = {k: math.fsum(found[:, i]) for i, k in enumerate(order)}
     return tuple(by_position[k] for k in range(len(order)))
 
 

@@ -25,6 +25,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "amortized_pareto",
         {"variant": "nested", "samples_per_merge": 7, "batch_size": 4, "link": "identity"},
     ),
+    "auto": ("auto", {}),
+    "auto_front": ("auto", {"front_share": 0.5, "optimism": 2.0, "weights": {"second": 1.0}}),
     "cma_es": ("cma_es", {}),
     "m2n2": ("m2n2", {"population_size": 6}),
     "m2n2_variant": (

@@ -13,7 +13,7 @@ from evomerge.merging.kernels.intrinsics import fma, is_finite, larger, load, ma
 from evomerge.merging.kernels.jit import inline, jit
 from evomerge.merging.philox import RUN
 
-LANES = 16
+LANES = 64
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
@@ -35,9 +35,10 @@ def _variance(sources: Any, i: Any, theta_0: Any, are_deltas: Any, share: Any) -
 
 @jit
 def selected_squares(base: Any, sources: Any, are_deltas: Any, share: Any, threshold: Any) -> Any:
-    """Return (runs, E, LANES) float64 sums of squares of the selected task vectors."""
+    """Return (runs, E) float64 sums of squares of the selected task vectors."""
     n, n_experts = base.size, len(sources)
-    sums = np.zeros(((n + RUN - 1) // RUN, n_experts, LANES))
+    sums = np.zeros(((n + RUN - 1) // RUN, n_experts))
+    lanes = np.empty(LANES)
     chosen = np.empty((n_experts, RUN), np.float32)
     for run in range(len(sums)):
         start = run * RUN
@@ -53,11 +54,14 @@ def selected_squares(base: Any, sources: Any, are_deltas: Any, share: Any, thres
                 chosen[k, j] = delta if keep else _ZERO
         for k in range(n_experts):
             row = chosen[k].reshape((RUN // LANES, LANES))
-            total = sums[run, k]
+            # Lanes instead of one sum: a fixed order that the processor can add side by side.
+            lanes[:] = 0.0
             for j in range(RUN // LANES):
                 for lane in range(LANES):
                     value = np.float64(row[j, lane])
-                    total[lane] += value * value
+                    lanes[lane] += value * value
+            for lane in range(LANES):
+                sums[run, k] += lanes[lane]
     return sums
 
 
