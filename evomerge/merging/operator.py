@@ -22,7 +22,7 @@ from evomerge.merging.fused import WeightedSum, pass_size, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import QuantileTable, kth_largest, n_kept, snapped
-from evomerge.merging.variances import variance_threshold
+from evomerge.merging.variances import variance_of, variance_threshold
 from evomerge.registry import Registry
 from evomerge.seeding import derive
 
@@ -264,8 +264,13 @@ class TensorInputs:
         See `variances.variance_threshold`; experts in the canonical order.
         """
         table = self.variance_table()
-        deltas = () if table and not exact else [self.deltas[k] for k in self.canonical_order]
-        return variance_threshold(deltas, select, at_least=at_least, exact=exact, table=table)
+        values = None
+        if table is None or exact:
+            values = torch.empty(self.experts[0].numel(), device=self.experts[0].device)
+            for start, deltas in self.delta_slices(self.canonical_order):
+                part = variance_of(deltas)
+                values[start : start + part.numel()] = part
+        return variance_threshold(values, select, at_least=at_least, exact=exact, table=table)
 
     @cached_property
     def canonical_order(self) -> tuple[int, ...]:

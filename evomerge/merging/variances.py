@@ -16,7 +16,7 @@ from evomerge.merging.cache import TensorCache
 from evomerge.merging.cached import Filled, remember
 from evomerge.merging.flat_reader import FlatReader
 from evomerge.merging.fused import pass_size
-from evomerge.merging.quantiles import QuantileTable, kth_magnitude, snapped, table_tensors
+from evomerge.merging.quantiles import QuantileTable, kth_largest, snapped, table_tensors
 from evomerge.merging.source import TensorSource, content_key
 
 _VERSION = 1
@@ -55,7 +55,7 @@ def variances(deltas: Sequence[Tensor]) -> Tensor:
 
 
 def variance_threshold(
-    deltas: Sequence[Tensor],
+    values: Tensor | None,
     select: float,
     *,
     at_least: int,
@@ -65,24 +65,25 @@ def variance_threshold(
     """Return the variance from which on elements are selected; infinity when none is.
 
     Args:
-        deltas: (E,) task vectors of one tensor; not read where the table answers.
+        values: Every element's variance, flat; not looked at where the table answers.
         select: Fraction of the elements with a variance above zero, rounded down.
         at_least: Elements selected whatever the fraction, when there are any.
         exact: Select just as many, not the nearest number that tables hold (`quantiles`).
         table: Of the variances that are not zero.
     """
-    values = None
-    if table is None or exact:
-        found = variances(deltas).reshape(-1)
-        values = found[found > 0.0]
-    n_nonzero = table.n_elements if table is not None else int(values.numel())  # type: ignore[union-attr]
-    wanted = min(max(int(select * n_nonzero), at_least), n_nonzero)
+    if table is not None and not exact:
+        wanted = _n_wanted(select, table.n_elements, at_least)
+        return table.at(wanted) if wanted else math.inf
+    assert values is not None
+    nonzero = values[values > 0.0]
+    wanted = _n_wanted(select, nonzero.numel(), at_least)
     if wanted == 0:
         return math.inf
-    if values is None:
-        assert table is not None
-        return table.at(wanted)
-    return kth_magnitude(values, wanted if exact else snapped(wanted, n_nonzero))
+    return kth_largest(nonzero, wanted if exact else snapped(wanted, nonzero.numel()))
+
+
+def _n_wanted(select: float, n_nonzero: int, at_least: int) -> int:
+    return min(max(int(select * n_nonzero), at_least), n_nonzero)
 
 
 class VarianceTables:
