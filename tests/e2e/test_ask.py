@@ -54,6 +54,7 @@ def test_people_get_a_table(finished):
     assert lines[-1].startswith("weights: x ")
 
 
+@pytest.mark.slow
 def test_the_answer_can_be_exported_and_is_marked_unscored(finished, tmp_path):
     out = tmp_path / "model"
     body = ask(finished, "--weights", "up=1,down=1", "--out", str(out))
@@ -77,6 +78,7 @@ def test_wrong_weights_are_explained(finished, weights, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_lost_or_damaged_surrogate_comes_back_on_resume(finished, tmp_path):
     shutil.copytree(finished / "populations", tmp_path / "populations")
     file = tmp_path / "populations" / "tiny" / "surrogate.json"
@@ -91,6 +93,7 @@ def test_a_lost_or_damaged_surrogate_comes_back_on_resume(finished, tmp_path):
         assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_results_newer_than_the_surrogate_are_counted(finished, tmp_path):
     shutil.copytree(finished / "populations", tmp_path / "populations")
     file = tmp_path / "populations" / "tiny" / "surrogate.json"
@@ -103,6 +106,7 @@ def test_results_newer_than_the_surrogate_are_counted(finished, tmp_path):
     assert ask(tmp_path, "--weights", "up=1")["newer"] == 6
 
 
+@pytest.mark.slow
 def test_runs_of_other_algorithms_have_nothing_to_ask(tiny_models, tmp_path):
     tiny_models.write(tmp_path / "c.yaml", budget={"evaluations": 8})
     assert evomerge("search", "c.yaml", cwd=tmp_path).returncode == 0

@@ -66,6 +66,7 @@ def test_searching_again_resumes_and_says_so(finished):
     assert (finished / "populations/tiny/journal.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_larger_budget_continues_a_finished_run(finished, tmp_path):
     run = tmp_path / "longer"
     assert evomerge("search", finished / "c.yaml", "--run", run).returncode == 0
@@ -75,7 +76,15 @@ def test_a_larger_budget_continues_a_finished_run(finished, tmp_path):
     assert (status["done"], status["budget"], status["state"]) == (26, 26, "done")
 
 
-@pytest.mark.parametrize("pick", ["knee", "best:up", "weights up=1,down=2", "candidate:3"])
+@pytest.mark.parametrize(
+    "pick",
+    [
+        "knee",
+        pytest.param("best:up", marks=pytest.mark.slow),
+        pytest.param("weights up=1,down=2", marks=pytest.mark.slow),
+        pytest.param("candidate:3", marks=pytest.mark.slow),
+    ],
+)
 def test_export_loads_and_is_what_was_scored(finished, tmp_path, pick):
     from transformers import AutoModelForImageClassification
 
@@ -217,6 +226,7 @@ def _copy(tiny_models, tmp_path):
     return TinyModels(tmp_path / "models")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["resume", "warm start"])
 @pytest.mark.parametrize("change", ["donor config", "evaluator code"])
 def test_scores_are_never_mixed_with_those_of_a_changed_world(tiny_models, tmp_path, change, verb):

@@ -81,6 +81,7 @@ def test_a_worker_computes_what_the_cache_lost(finished):
     assert list((finished / "cache" / "transform").glob("*/*.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_export_is_what_was_scored_and_merges_to_the_same_bytes(finished, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     run = finished / "populations" / "tiny"

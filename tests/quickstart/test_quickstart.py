@@ -131,6 +131,7 @@ def test_a_second_call_uses_everything_again_and_says_the_same(first, place):
         assert row[-7:-1] == numbers
 
 
+@pytest.mark.slow
 def test_ctrl_c_drains_and_a_larger_budget_continues(first, place):
     budget = str(EVALUATIONS + 30)
     process = start(place, "--evaluations", budget)
