@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.linear_span import LinearSpan
 from evomerge.core.objective import Objectives
 from evomerge.core.pareto_surrogate import ParetoSurrogate
 from evomerge.core.search_space import SearchSpace
@@ -52,6 +53,21 @@ class HasSurrogate(Protocol):
     def surrogate(self) -> ParetoSurrogate | None:
         """Return surrogates of all that was told; None before there is enough."""
         ...
+
+
+def require_span(space: SearchSpace, name: str) -> LinearSpan:
+    """Return the span of the sources, for algorithms that breed linear combinations.
+
+    Raises:
+        ConfigError: The space does not know it; says what to do.
+    """
+    if space.span is None:
+        raise ConfigError(
+            f"algorithm {name!r} breeds linear combinations of the models, which operator "
+            f"{space.operator!r} does not give. Use a linear operator (linear or "
+            "task_arithmetic), or another algorithm, for example cma_es or nsga2."
+        )
+    return space.span
 
 
 def require_dimensions(space: SearchSpace, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from evomerge.algorithms.algorithm import search_algorithm
+from evomerge.algorithms.algorithm import require_span, search_algorithm
 from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import IntArray, ScoreArray
@@ -143,16 +143,10 @@ class M2N2:
         Raises:
             ConfigError: The space does not know the span of its sources.
         """
-        if space.span is None:
-            raise ConfigError(
-                f"algorithm 'm2n2' breeds linear combinations of the models, which operator "
-                f"{space.operator!r} does not give. Use a linear operator (linear or "
-                "task_arithmetic), or another algorithm, for example cma_es or nsga2."
-            )
-        self._span = space.span
+        self._span = require_span(space, "m2n2")
         self._objectives = objectives
         lineage = SpanLineage(
-            span=space.span,
+            span=self._span,
             split_point=self.split_point,
             angle_scope=self.angle_scope,
             max_segments=self.max_segments,

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from evomerge.algorithms.algorithm import search_algorithm
+from evomerge.algorithms.algorithm import require_span, search_algorithm
 from evomerge.algorithms.m2n2 import AngleScope, SpanLineage
 from evomerge.algorithms.niche_search import RETRIES
 from evomerge.algorithms.pending import Pending
@@ -84,15 +84,9 @@ class MapElites:
         Raises:
             ConfigError: The space does not know the span of its sources.
         """
-        if space.span is None:
-            raise ConfigError(
-                f"algorithm 'map_elites' breeds linear combinations of the models, which operator "
-                f"{space.operator!r} does not give. Use a linear operator (linear or "
-                "task_arithmetic), or another algorithm, for example cma_es or nsga2."
-            )
-        self._span, self._objectives, self._rng = space.span, objectives, rng
+        self._span, self._objectives, self._rng = require_span(space, "map_elites"), objectives, rng
         self._lineage = SpanLineage(
-            span=space.span,
+            span=self._span,
             split_point=self.split_point,
             angle_scope=self.angle_scope,
             max_segments=self.max_segments,

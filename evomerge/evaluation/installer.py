@@ -24,8 +24,9 @@ class Installer:
         self._state: dict[str, Tensor] = dict(loaded.model.state_dict())
         self._ever_installed: set[str] = set()
 
-    def destinations(self) -> dict[str, Tensor]:
-        """Return {name in the files: parameter}, where a tensor can be written as it is."""
+    @cached_property
+    def destinations(self) -> Mapping[str, Tensor]:
+        """{name in the files: parameter}, where a tensor can be written as it is."""
         weight_map = self._loaded.weight_map
         if weight_map is None:
             return {}

@@ -95,12 +95,12 @@ class Subject:
         )
         return cls(loaded, auto_class=auto_class, name=name or Path(folder).name)
 
-    def destinations(self) -> dict[str, Tensor]:
+    def destinations(self) -> Mapping[str, Tensor]:
         """Return {name in the safetensors files: parameter} for tensors that need no conversion.
 
         What `install` is given for such a name may be this very tensor, already overwritten.
         """
-        return self._installer.destinations()
+        return self._installer.destinations
 
     def complete(self, names: Iterable[str]) -> set[str] | None:
         """Return the tensors that have to be installed together with `names`; None for all."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.merging.expert_arrays import expert_arrays
 from evomerge.merging.fused import in_threads, kernel_arrays, write_rounded
 from evomerge.merging.philox import key_words, random_halves
 from evomerge.merging.sums import absolute_sum
@@ -239,19 +240,13 @@ def _combine(parts: Sequence[Tensor], numbers: _Pass) -> Tensor:
 
 def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> bool:
     """Run the compiled kernel; return False when it cannot take these tensors."""
-    assert tensors.base is not None
-    known = tensors.known_deltas
-    sources = known or tensors.experts
-    if known is None and any(delta is not None for delta in tensors.exact_deltas):
-        return False  # some task vectors are exact, others are differences
-    arrays = kernel_arrays(out, [tensors.base, *sources] if not known else list(sources))
-    base = kernel_arrays(out, [tensors.base])
-    if arrays is None or base is None:
+    arrays = expert_arrays(tensors, numbers.order)
+    result = kernel_arrays(out, [out])
+    if arrays is None or result is None:
         return False
     from evomerge.merging.kernels import compiled
 
-    target, stored = base[0], arrays[1][-len(sources) :]
-    ordered = tuple(stored[k] for k in numbers.order)
+    target, (base, ordered, are_deltas) = result[0], arrays
     chosen = [keeps[k] for k in numbers.order]
     is_ranked = any(keep.places is not None for keep in chosen)
     places = ordered  # any arrays: not looked at
@@ -267,7 +262,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         has_low=any(keep.low > 0.0 or keep.is_empty for keep in chosen),
         has_high=any(keep.high < math.inf for keep in chosen),
         has_factors=any(keep.factor != 1.0 for keep in chosen),
-        are_deltas=known is not None,
+        are_deltas=are_deltas,
         vote={None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
         turns=any(direction < 0.0 for direction in numbers.directions),
         divides=numbers.divides,
@@ -295,7 +290,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     def part(start: int, stop: int) -> bool:
         finite: bool = kernel(
             target[start:stop],
-            base[1][0][start:stop],
+            base[start:stop],
             tuple(source[start:stop] for source in ordered),
             low,
             high,

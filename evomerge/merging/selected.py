@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.fused import Array, in_threads, kernel_arrays, write_rounded
+from evomerge.merging.expert_arrays import expert_arrays
+from evomerge.merging.fused import in_threads, kernel_arrays, write_rounded
 from evomerge.merging.sums import square_sum
 from evomerge.merging.variances import variance_of
 
@@ -31,7 +32,7 @@ def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
         threshold: Variance from which on an element is selected.
     """
     order = tensors.canonical_order
-    arrays = _arrays(tensors, order)
+    arrays = expert_arrays(tensors, order)
     if arrays is None:
         sums = [0.0] * len(order)
         for _, parts in _selected_parts(tensors, order, threshold):
@@ -63,7 +64,7 @@ def merge_selected(
     """
     order = tensors.canonical_order
     out = tensors.empty_result()
-    arrays = _arrays(tensors, order)
+    arrays = expert_arrays(tensors, order)
     kernel = kernel_arrays(out, [out])
     if arrays is None or kernel is None:
         _torch(tensors, order, threshold, shares, scale, out)
@@ -91,19 +92,6 @@ def merge_selected(
     if in_threads(part, out.numel()):
         tensors.finite.add(out)
     return out
-
-
-def _arrays(
-    tensors: TensorInputs, order: Sequence[int]
-) -> tuple[Array, tuple[Array, ...], bool] | None:
-    """Return base, experts (or task vectors) and which they are; None when torch has to do it."""
-    known = tensors.known_deltas
-    if tensors.base is None or (known is None and any(d is not None for d in tensors.exact_deltas)):
-        return None
-    sources = known or tensors.experts
-    base = kernel_arrays(tensors.base, [tensors.base])
-    arrays = kernel_arrays(tensors.base, [sources[k] for k in order])
-    return None if base is None or arrays is None else (base[0], arrays[1], known is not None)
 
 
 def _selected_parts(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.merging.transform import DeltaInputs, TransformDefaults, delta_transform, mean_parts
-from evomerge.merging.transforms.settings import check_settings
+from evomerge.merging.transforms.ranges import check_settings
 from evomerge.merging.transforms.spectral import as_matrices, polar, thin_svd
 
 

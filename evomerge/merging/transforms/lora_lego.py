@@ -15,7 +15,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.transform import DeltaInputs, TransformDefaults, delta_transform, mean_parts
 from evomerge.merging.transforms.factored import factored
-from evomerge.merging.transforms.settings import check_settings
+from evomerge.merging.transforms.ranges import check_settings
 from evomerge.seeding import derive
 
 _MAX_ROUNDS = 100

@@ -24,7 +24,7 @@ from evomerge.merging.transform import (
     mean_parts,
     not_a_linear_map,
 )
-from evomerge.merging.transforms.settings import check_settings
+from evomerge.merging.transforms.ranges import check_settings
 from evomerge.merging.transforms.spectral import as_matrices, thin_svd
 
 

@@ -22,7 +22,7 @@ from evomerge.merging.transform import (
     delta_transform,
     mean_parts,
 )
-from evomerge.merging.transforms.settings import check_settings
+from evomerge.merging.transforms.ranges import check_settings
 from evomerge.merging.transforms.spectral import as_matrices
 from evomerge.merging.transforms.tsv_m import disentangled, rank_of
 

@@ -23,7 +23,7 @@ from evomerge.merging.transform import (
     not_a_linear_map,
 )
 from evomerge.merging.transforms.factored import factored
-from evomerge.merging.transforms.settings import check_settings
+from evomerge.merging.transforms.ranges import check_settings
 
 
 @delta_transform("rmm")
