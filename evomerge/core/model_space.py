@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -87,12 +88,12 @@ class ModelSpace:
     left_out: Mapping[str, str]
     untied: bool = False
 
-    @property
+    @cached_property  # asked several times per candidate
     def merged(self) -> tuple[SpaceTensor, ...]:
         """The tensors that are really merged, in flattened order."""
         return tuple(tensor for tensor in self.tensors if tensor.action == "merge")
 
-    @property
+    @cached_property
     def n_elements(self) -> int:
         """Number of merged elements."""
         return sum(tensor.spec.n_elements for tensor in self.merged)
