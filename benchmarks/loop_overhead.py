@@ -73,7 +73,9 @@ def make_loop(path: Path, candidates: int, n_examples: int, look_ahead: int) -> 
         space=space,
         objectives=Objectives((Objective("task", {"task": 1.0}),)),
         log=store,
-        plan=LoopPlan(seed=0, evaluations=candidates, look_ahead=look_ahead),
+        plan=LoopPlan(
+            seed=0, evaluations=candidates, look_ahead=look_ahead, tasks={"task": n_examples}
+        ),
     )
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.problems.problem import Problem
 from evomerge.algorithms.algorithm import search_algorithms
-from evomerge.core.arrays import FloatArray, ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
+from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.pareto import ParetoFront, frozen_reference, hypervolume
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, EvaluationError, EvomergeError
@@ -74,15 +74,23 @@ class RunResult:
 
 
 class MemoryLog:
-    """A run log that keeps nothing: the benchmark reads the loop itself."""
+    """A run log that keeps the scores alone: the benchmark reads the loop itself."""
+
+    def __init__(self) -> None:
+        self._rows: list[ScoreArray] = []
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Forget an event."""
 
     def append_scores(self, scores: ScoreArray) -> tuple[int, str]:
-        """Forget a row."""
-        del scores
-        return -1, ""
+        """Keep a row."""
+        self._rows.append(scores.copy())
+        return len(self._rows) - 1, ""
+
+    def read_scores(self, row: int, digest: str) -> ScoreArray:
+        """Return a row."""
+        del digest
+        return self._rows[row]
 
     def park(self, evaluation: Evaluation) -> None:
         """Forget a result: nothing can crash between here and its turn."""
@@ -116,7 +124,18 @@ class ProblemScorer:
             scores = self._problem.scores(candidate.recipe, "search")
         except (ConfigError, EvaluationError) as error:
             return Outcome(Evaluation(candidate, error=str(error)))
-        return Outcome(Evaluation(candidate, scores))
+        return Outcome(Evaluation(candidate, only(scores, candidate.examples)))
+
+
+def only(scores: Mapping[str, ScoreArray], examples: IntArray | None) -> dict[str, ScoreArray]:
+    """Return scores with NaN for what was not asked for, so that nobody can look at it."""
+    sizes = {task: len(own) for task, own in scores.items()}
+    row = np.concatenate([scores[task] for task in sorted(scores)])
+    if examples is not None:
+        hidden = np.ones(len(row), dtype=bool)
+        hidden[examples] = False
+        row = np.where(hidden, np.float32(np.nan), row)
+    return split_scores(row, sizes)
 
 
 class Recorder:
@@ -139,7 +158,7 @@ class Recorder:
     def after_tell(self, loop: SearchLoop) -> None:
         """Look at the loop after one more result."""
         started = time.process_time()
-        spent = loop.n_told * self._problem.n_examples
+        spent = loop.examples_told
         best = self._best(loop)
         if best is not None and best != self._reported:
             self._reported = best
@@ -234,7 +253,7 @@ def run_search(
             space=problem.search_space(cls),
             objectives=problem.objectives,
             log=MemoryLog(),
-            plan=LoopPlan(seed=seed, evaluations=evaluations, look_ahead=1),
+            plan=LoopPlan(seed=seed, evaluations=evaluations, look_ahead=1, tasks=problem.sizes),
             on_change=recorder.after_tell,
         )
         started = time.process_time()
@@ -248,7 +267,7 @@ def run_search(
         algorithm,
         seed,
         budget,
-        loop.n_told * problem.n_examples,
+        loop.examples_told,
         recorder.steps,
         checkpoints,
         recorder.hypervolumes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ import numpy as np
 from evomerge.algorithms.algorithm import SearchAlgorithm
 from evomerge.core.arrays import FloatArray, ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
+from evomerge.core.choice_space import ChoiceSpace, Space
 from evomerge.core.linear_span import LinearSpan
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe, Setting
@@ -36,18 +38,27 @@ class LinearProblem:
     """A search problem without models: three vectors of 64 numbers and their linear merges.
 
     Attributes:
-        space: Weights of a base and two experts in [-0.5, 1.5], one group, with span and
-            founders (each source, and their mean).
+        space: From `linear_problem`: weights of a base and two experts in [-0.5, 1.5], one group,
+            with span and founders (each source, and their mean). From `choice_problem`: these,
+            or task arithmetic, or each element's largest change.
         objectives: Two, "first" and "second", one task each.
         vectors: (K, D) the sources.
     """
 
-    space: SearchSpace
+    space: Space
     objectives: Objectives
     vectors: FloatArray
 
     def merge(self, recipe: Recipe) -> FloatArray:
-        """Return the (D,) merged vector of a "linear" recipe."""
+        """Return the (D,) merged vector of a recipe of `space`, or of a "linear" one."""
+        if recipe.operator != "linear":
+            deltas = self.vectors[1:] - self.vectors[0]
+            if recipe.operator == "task_arithmetic":
+                change: FloatArray = recipe.params["weights"][0] @ deltas
+            else:
+                change = np.take_along_axis(deltas, np.abs(deltas).argmax(axis=0)[None], 0)[0]
+            changed: FloatArray = self.vectors[0] + recipe.params["lambda_"][0] * change
+            return changed
         weights = recipe.params["weights"]
         breaks = [0, self.vectors.shape[1]] if recipe.breaks is None else recipe.breaks
         rows = np.repeat(weights, np.diff(np.asarray(breaks)), axis=0)
@@ -101,6 +112,22 @@ def linear_problem() -> LinearProblem:
     return LinearProblem(space, Objectives(items), vectors)
 
 
+def choice_problem() -> LinearProblem:
+    """Return the same problem with three merge methods to choose from, each with its parameters."""
+    problem = linear_problem()
+    assert isinstance(problem.space, SearchSpace)
+    linear = replace(problem.space, span=None, founders=())
+    scale = SearchedParam("lambda_", 1, False, 0.0, 1.5, 1.0)
+    weights = SearchedParam("weights", 2, True, -1.0, 1.5, 0.5)
+    arithmetic = replace(linear, operator="task_arithmetic", searched=(weights, scale))
+    largest = replace(linear, operator="magmax", searched=(scale,), settings={})
+    branches = (linear, arithmetic, largest)
+    first = [Proposal(branch.decode(branch.initial())) for branch in branches[1:]]
+    founders = (*problem.space.founders, *first)
+    labels = tuple(branch.operator for branch in branches)
+    return replace(problem, space=ChoiceSpace(branches, labels, founders))
+
+
 def check_search_algorithm(
     make: Callable[[], SearchAlgorithm], problem: LinearProblem | None = None
 ) -> None:
@@ -113,7 +140,8 @@ def check_search_algorithm(
 
     Args:
         make: Returns a fresh algorithm, the same each time.
-        problem: What to search; None for `linear_problem()`.
+        problem: What to search; None for `linear_problem()`. An algorithm that works on vectors
+            should also pass with `choice_problem()`.
 
     Raises:
         AssertionError: A property does not hold; the message says which.
@@ -168,7 +196,7 @@ def _drive(
                     algorithm.ask() is None, "ask returned None, then a proposal without a tell"
                 )
             return False
-        _expect(proposal.recipe.operator == problem.space.operator, "proposal of another operator")
+        _expect(proposal.recipe.operator in problem.space.methods, "proposal of another operator")
         _expect(proposal.recipe.sources == problem.space.sources, "proposal with other sources")
         _expect(set(proposal.parents) <= told, f"parents {proposal.parents} were never told")
         number = len(problem.space.founders) + len(seen)
@@ -203,15 +231,19 @@ def _expect(holds: bool, message: str) -> None:
         raise AssertionError(f"search algorithm: {message}")
 
 
-def check_evaluator(evaluator: Evaluator, subject: Subject) -> None:
+def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float = 0.0) -> None:
     """Check that an evaluator keeps the contract of `Evaluator` on one model.
 
     (N,) float32 scores, all finite; the same scores twice, also after other random numbers were
-    drawn; the model's weights, the evaluator itself and the global random streams untouched.
+    drawn; the same score for an example whichever others are asked for; the model's weights, the
+    evaluator itself and the global random streams untouched; digests, where the evaluator gives
+    them, one per example and always the same.
 
     Args:
         evaluator: What to check, with readable data.
         subject: A resident model it can score.
+        tolerance: Largest difference allowed between the scores of an example in two sets of
+            examples; 0 is right wherever the engine can do it.
 
     Raises:
         AssertionError: A property does not hold; the message says which.
@@ -257,8 +289,41 @@ def check_evaluator(evaluator: Evaluator, subject: Subject) -> None:
         second = evaluator.evaluate(subject)
     expect(np.array_equal(first, kept), "a later call must not write to earlier scores")
     expect(np.array_equal(first, second), "the same model must get the same scores twice")
+    reverse = np.arange(n, dtype=np.int64)[::-1]
+    for wanted in (reverse, reverse[::2], np.arange(n // 2), np.array([0, n - 1, 0]), reverse[:0]):
+        part = evaluator.evaluate(subject, wanted)
+        expect(
+            part.shape == wanted.shape and part.dtype == np.float32,
+            f"scores of {len(wanted)} examples must be float32 {wanted.shape}, not {part.dtype} "
+            f"{part.shape}",
+        )
+        expect(
+            np.allclose(part, first[wanted], rtol=0.0, atol=tolerance),
+            "the score of an example must not depend on the others asked for "
+            f"(positions {wanted.tolist()[:8]})",
+        )
+    _check_example_digests(evaluator, n, expect)
     expect(digest() == before, "the model's weights must stay untouched")
     expect(repr(evaluator) == settings, "the evaluator's settings must stay untouched")
+
+
+def _check_example_digests(
+    evaluator: Evaluator, n: int, expect: Callable[[bool, str], None]
+) -> None:
+    from evomerge.evaluation.evaluator import example_digests
+
+    digests = example_digests(evaluator)
+    if digests is None:
+        return
+    expect(
+        isinstance(digests, tuple) and len(digests) == n,
+        f"example_digests must be a tuple of {n} strings",
+    )
+    expect(
+        all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests),
+        "a digest must be 16 hex digits",
+    )
+    expect(example_digests(evaluator) == digests, "digests must be the same twice")
 
 
 def check_merge_operator(

@@ -12,11 +12,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import LinearSpan
 from evomerge.core.objective import Objectives
 from evomerge.core.pareto_surrogate import ParetoSurrogate
-from evomerge.core.search_space import SearchSpace
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, UnknownNameError
 from evomerge.registry import Registry
 
 search_algorithms = Registry("search algorithm", "evomerge.search_algorithms")
@@ -26,7 +26,7 @@ search_algorithm = search_algorithms.register
 class SearchAlgorithm(Protocol):
     """Ask / tell, in any order of tells, each evaluation told once."""
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run (or its replay). Called once, before anything else."""
         ...
 
@@ -55,7 +55,15 @@ class HasSurrogate(Protocol):
         ...
 
 
-def require_span(space: SearchSpace, name: str) -> LinearSpan:
+def config_name(algorithm: object) -> str:
+    """Return the name a config knows an algorithm by; its class's where it is not registered."""
+    try:
+        return search_algorithms.name_of(type(algorithm))
+    except UnknownNameError:
+        return type(algorithm).__name__
+
+
+def require_span(space: Space, name: str) -> LinearSpan:
     """Return the span of the sources, for algorithms that breed linear combinations.
 
     Raises:
@@ -64,13 +72,13 @@ def require_span(space: SearchSpace, name: str) -> LinearSpan:
     if space.span is None:
         raise ConfigError(
             f"algorithm {name!r} breeds linear combinations of the models, which operator "
-            f"{space.operator!r} does not give. Use a linear operator (linear or "
+            f"{' or '.join(space.methods)!r} does not give. Use a linear operator (linear or "
             "task_arithmetic), or another algorithm, for example cma_es or nsga2."
         )
     return space.span
 
 
-def require_dimensions(space: SearchSpace, name: str) -> None:
+def require_dimensions(space: Space, name: str) -> None:
     """Refuse a space without a searched parameter.
 
     Raises:
@@ -79,5 +87,5 @@ def require_dimensions(space: SearchSpace, name: str) -> None:
     if space.dimension == 0:
         raise ConfigError(
             f"algorithm {name!r} has nothing to search: every parameter of operator "
-            f"{space.operator!r} is fixed. Leave at least one out, or give it a range."
+            f"{' or '.join(space.methods)!r} is fixed. Leave at least one out, or give it a range."
         )

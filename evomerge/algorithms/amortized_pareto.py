@@ -15,12 +15,12 @@ from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.batch_choice import far_enough, least_known, spread_along_front
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.objective import Objectives
 from evomerge.core.pareto import non_dominated_mask
 from evomerge.core.pareto_surrogate import LinkChoice, ParetoSurrogate
 from evomerge.core.quadratic_surrogate import check_link, n_features
 from evomerge.core.sample_design import design, latin_square, single_parents, with_weights
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 
 MOST_FEATURES = 4  # coefficients per evaluation of the budget; beyond, a fit says nothing
@@ -121,7 +121,7 @@ class AmortizedPareto:
                     f"algorithm.{name} is {getattr(self, name)!r}, must be one of {choices}"
                 )
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
@@ -140,7 +140,7 @@ class AmortizedPareto:
         if self.variant == "nested" and len(single_parents(space)) < 2:
             raise ConfigError(
                 "algorithm.variant: nested merges models pair by pair, and operator "
-                f"{space.operator!r} searches no weight per model; use plain"
+                f"{' or '.join(space.methods)!r} searches no weight per model; use plain"
             )
         self._space, self._objectives, self._rng = space, objectives, rng
         self._pending: Pending[_Entry] = Pending()

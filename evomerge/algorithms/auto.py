@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,10 +12,10 @@ from evomerge.algorithms.generations import require_within
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
 from evomerge.core.gaussian_process import Columns, GaussianProcess
 from evomerge.core.objective import Objective, Objectives, mixture
-from evomerge.core.search_space import SearchSpace
 
 MIN_POINTS = 3  # before there is anything to model
 MAX_POINTS = 400  # in a model: the best half of them, and the latest
@@ -95,7 +94,7 @@ class Auto:
         require_within("optimism", self.optimism, 0.0)
         require_within("front_share", self.front_share, 0.0, 1.0)
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
@@ -221,8 +220,9 @@ class Auto:
 
     def _same_in_all_rows(self, noise: FloatArray) -> FloatArray:
         """Return (n, D) standard normal noise made the same for all groups of tensors."""
-        n_rows = round(1.0 / self._columns.average.max())
-        same: FloatArray = math.sqrt(n_rows) * (noise @ self._columns.average)
+        average = self._columns.average
+        n_rows = np.round(1.0 / np.diag(average))  # of each number's parameter
+        same: FloatArray = np.sqrt(n_rows) * (noise @ average)
         return same
 
     def _first_new(self, pool: FloatArray, told: FloatArray) -> FloatArray:

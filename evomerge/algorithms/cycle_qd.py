@@ -12,9 +12,9 @@ from evomerge.algorithms.genome import random_pairs
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.corners import corners
 from evomerge.core.objective import Objectives
-from evomerge.core.search_space import SearchSpace
 from evomerge.core.selection import spin
 from evomerge.errors import ConfigError
 
@@ -72,7 +72,7 @@ class CycleQd:
         if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
             raise ConfigError(f"algorithm.low and high are {self.low} and {self.high}: no range")
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

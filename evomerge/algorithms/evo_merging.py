@@ -31,7 +31,8 @@ class EvoMergingSearch(GenerationAlgorithm):
     and stage 2 searches the other parameters: the signed scales `beta`, from 1/E. Each stage
     maximises f - l1 * mean |x| over its own parameters, in their own units. Where the space does
     not search `first`, or nothing else, there is one stage: with `alpha: {values: [1, 1]}` it is
-    the authors' ablation without pruning, LoRAHub with CMA-ES.
+    the authors' ablation without pruning, LoRAHub with CMA-ES. Where the merge method is searched too,
+    there is one stage as well.
 
     Source: arXiv:2509.12951, code Chansl-Lucky/Black-Box-Merging; spec: algorithms.md §3.
     Differs from the code: stage 2 does not begin with stage 1's best loss, which holds another
@@ -74,12 +75,10 @@ class EvoMergingSearch(GenerationAlgorithm):
 
     def _begin(self) -> None:
         space = self._space
-        self._low = np.concatenate(
-            [np.full(item.size(space.n_groups), item.low) for item in space.searched]
-        )
-        self._width = np.concatenate(
-            [np.full(item.size(space.n_groups), item.high - item.low) for item in space.searched]
-        )
+        self._low, high = np.zeros(space.dimension), np.zeros(space.dimension)
+        for stretch in space.layout:
+            self._low[stretch.slice], high[stretch.slice] = stretch.param.low, stretch.param.high
+        self._width = high - self._low
         is_first = np.zeros(space.dimension, dtype=np.bool_)
         is_first[param_slices(space).get(self.first, slice(0, 0))] = True
         self._stages: list[tuple[BoolArray, float]] = [

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from evomerge.algorithms.algorithm import search_algorithm
+from evomerge.algorithms.algorithm import require_span, search_algorithm
 from evomerge.algorithms.m2n2 import M2N2, AngleScope
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.objective import Objectives
-from evomerge.core.search_space import SearchSpace
 
 
 @search_algorithm("ga")
@@ -58,12 +58,13 @@ class Ga:
         """The evaluation with the best mean of objectives so far."""
         return self._engine.champion
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
             ConfigError: The space does not know the span of its sources.
         """
+        require_span(space, "ga")
         self._engine.start(space, objectives, rng)
 
     def ask(self) -> Proposal:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evomerge.algorithms.algorithm import require_dimensions
+from evomerge.algorithms.algorithm import config_name, require_dimensions
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.objective import Objectives, mixture
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 
 
@@ -66,13 +66,13 @@ class GenerationAlgorithm:
 
     weights: Mapping[str, float] | None = None
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
             ConfigError: Nothing is searched, or a weight names no objective.
         """
-        require_dimensions(space, type(self).__name__)
+        require_dimensions(space, config_name(self))
         self._space, self._objectives, self._rng = space, objectives, rng
         self._mixture = mixture(self.weights, objectives, "algorithm.weights")
         self._founders: list[Point] = []

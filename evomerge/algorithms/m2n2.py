@@ -13,6 +13,7 @@ from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import (
     LinearSpan,
     Segments,
@@ -21,7 +22,6 @@ from evomerge.core.linear_span import (
     split_crossover,
 )
 from evomerge.core.objective import Objectives
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 
 CLONE_TOLERANCE = 1e-12  # between coefficients, which are of order 1
@@ -137,7 +137,7 @@ class M2N2:
                     f"algorithm.{name} is {getattr(self, name)!r}, must be one of {known}"
                 )
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

@@ -12,9 +12,9 @@ from evomerge.algorithms.m2n2 import AngleScope, SpanLineage
 from evomerge.algorithms.niche_search import RETRIES
 from evomerge.algorithms.pending import Pending
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import Segments
 from evomerge.core.objective import Objectives
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 
 Cell = tuple[int, int]
@@ -78,7 +78,7 @@ class MapElites:
                 f"algorithm.angle_scope is {self.angle_scope!r}, must be global or segment"
             )
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
+from evomerge.algorithms.algorithm import config_name, require_dimensions, search_algorithm
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
 from evomerge.core.objective import Objectives, mixture
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, UnknownNameError, nearest
 
 INITIAL_SIGMA = 1.0 / 6.0  # of the unit cube, as in mergekit-evolve and optuna's CMA-ES
@@ -124,7 +124,9 @@ class NevergradAlgorithm:
 
     Several objectives are reduced to their weighted mean. What misses a constraint gets the
     highest loss so far plus the sum of the misses. Founders that the search space can express are
-    told as they come, where the optimizer accepts points it did not ask for.
+    told as they come, where the optimizer accepts points it did not ask for. A searched
+    merge method stays the largest of some numbers (`ChoiceSpace`): nevergrad's own `Choice` draws
+    the method at random at every ask, so that a vector would not say which recipe was scored.
 
     Attributes:
         num_workers: Evaluations in flight that the optimizer plans for (a larger population
@@ -153,14 +155,14 @@ class NevergradAlgorithm:
     def _optimizer_for(self, dimension: int) -> str:
         raise NotImplementedError
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
             ConfigError: Nothing is searched, a weight names no objective, or the optimizer
                 refuses these dimensions, budget or number of workers.
         """
-        require_dimensions(space, "nevergrad")
+        require_dimensions(space, config_name(self))
         self._space, self._objectives = space, objectives
         self._mixture = mixture(self.weights, objectives, "algorithm.weights")
         self._pending: Pending[Any] = Pending()

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
+from evomerge.algorithms.algorithm import config_name, require_dimensions, search_algorithm
+from evomerge.algorithms.optuna_parameters import OptunaParameters
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
 from evomerge.core.objective import Objectives
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, UnknownNameError, nearest
 
 # They enumerate or wrap other samplers: they need arguments a config cannot give.
@@ -86,29 +87,27 @@ class OptunaAlgorithm:
 
     Founders that the search space can express become trials as they come. Samplers that know of
     constraints (NSGA-II and III, TPE, GP) are told how far each bound is missed; a bound that is
-    not known yet counts as kept.
+    not known yet counts as kept. Where the merge method is searched it is a categorical parameter;
+    see `OptunaParameters`.
     """
 
     def _choice(self) -> tuple[str, dict[str, Any]]:
         """Return the sampler's class name and its keywords but for the seed."""
         raise NotImplementedError
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:
             ConfigError: Nothing is searched, or the sampler refuses its options.
         """
-        import optuna
-
-        require_dimensions(space, "optuna")
+        name = config_name(self)
+        require_dimensions(space, name)
         self._space, self._objectives = space, objectives
         self._pending: Pending[Any] = Pending()
-        self._distributions: dict[str, Any] = {
-            f"x{i:03d}": optuna.distributions.FloatDistribution(0.0, 1.0)
-            for i in range(space.dimension)
-        }
-        self._sampler, keywords = self._choice()
+        self._sampler, options = self._choice()
+        self._parameters = OptunaParameters(space, self._sampler)
+        keywords = self._parameters.options_for(options)
         made_by = sampler_class(self._sampler)
         accepted = inspect.signature(made_by).parameters
         if "seed" in accepted:
@@ -120,11 +119,11 @@ class OptunaAlgorithm:
         with _quiet():
             try:
                 # A throw-away study says now what would otherwise come after the founders.
-                self._make_study(made_by(**keywords)).ask(self._distributions)
+                self._parameters.ask(self._make_study(made_by(**keywords)))
             except (TypeError, ValueError, ImportError) as error:
                 raise ConfigError(
-                    f"optuna's {self._sampler} refuses {len(objectives)} objective(s) with "
-                    f"{keywords}: {error} Use NSGAIISampler or TPESampler."
+                    f"algorithm {name!r}: optuna's {self._sampler} refuses {len(objectives)} "
+                    f"objective(s) with {keywords}: {error} Use NSGAIISampler or TPESampler."
                 ) from error
             self._study = self._make_study(made_by(**keywords))
 
@@ -139,15 +138,14 @@ class OptunaAlgorithm:
 
     def ask(self) -> Proposal:
         """Return the sampler's next point. Never waits."""
-        trial = self._next_trial()
-        vector = np.array([trial.params[name] for name in self._distributions])
+        trial, vector = self._next_trial()
         recipe = self._space.decode(vector)
         self._pending.put(recipe, trial)
         return Proposal(recipe, origin=self._sampler)
 
-    def _next_trial(self) -> Any:
+    def _next_trial(self) -> tuple[Any, FloatArray]:
         with _quiet():
-            return self._study.ask(self._distributions)
+            return self._parameters.ask(self._study)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Pass on the objective values; failures become failed trials, which samplers skip."""
@@ -174,10 +172,9 @@ class OptunaAlgorithm:
     def _founder_trial(self, vector: FloatArray) -> Any:
         import optuna
 
-        point = dict(zip(self._distributions, (float(value) for value in vector), strict=True))
         with _quiet():
-            self._study.enqueue_trial(point)
-        trial = self._next_trial()
+            self._study.enqueue_trial(self._parameters.point(vector))
+        trial, _ = self._next_trial()
         sampler = self._study.sampler
         if isinstance(sampler, optuna.samplers.BaseGASampler):
             # Without a generation of their own, genetic samplers would never breed from founders.

@@ -65,7 +65,7 @@ class PsoMerging(SwarmAlgorithm):
         points = [self._known_or(vector, "model") for vector in start]
         if stretch is None:
             return points + random_pairs(models, len(models), self._rng)
-        item = next(item for item in self._space.searched if item.name == "density")
+        item = next(item.param for item in self._space.layout if item.param.name == "density")
         unit = (SPARSE_DENSITY - item.low) / (item.high - item.low)
         for vector in start[1:]:
             sparse = vector.copy()

@@ -8,8 +8,8 @@ import numpy as np
 
 from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.objective import Objectives
-from evomerge.core.search_space import SearchSpace
 
 
 @search_algorithm("random")
@@ -17,7 +17,7 @@ from evomerge.core.search_space import SearchSpace
 class RandomSearch:
     """Uniform points of the unit cube, independent of all scores. Never waits."""
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

@@ -20,8 +20,8 @@ from evomerge.algorithms.generations import require_within
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.objective import Objectives, mixture
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, nearest
 
 EMITTERS = ("EvolutionStrategyEmitter", "GaussianEmitter", "IsoLineEmitter")
@@ -90,7 +90,7 @@ class Ribs:
         if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
             raise ConfigError(f"algorithm.low and high are {self.low} and {self.high}: no range")
 
-    def start(self, space: SearchSpace, objectives: Objectives, rng: np.random.Generator) -> None:
+    def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
         Raises:

@@ -11,8 +11,10 @@ from typing import Any
 from evomerge.cli.search import idle_workers
 from evomerge.config.build import build_objectives, needs_span
 from evomerge.config.manifest import search_manifest
+from evomerge.config.merge_choice import method_text
 from evomerge.config.schema import load_config
 from evomerge.config.session import Prepared, preflight
+from evomerge.core.choice_space import ChoiceSpace, Space
 from evomerge.merging.manifest import summary_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -45,13 +47,13 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "merged_elements": space.n_elements,
         "copied": dict(Counter(t.reason for t in space.tensors if t.action == "copy")),
         "left_out": dict(space.left_out),
-        "paths": summary_of(manifest["tensors"]),
+        "paths": _paths(search, manifest["tensors"]),
         "transforms": [
             {"sources": made["sources"], "paths": summary_of(made["tensors"])}
             for made in manifest["transforms"]
         ],
-        "merge": config.merge["name"],
-        "groups": search.n_groups,
+        "merge": method_text(config.merge),
+        "groups": _groups(search),
         "dimensions": None if needs_span(config) else search.dimension,
         "algorithm": config.algorithm["name"],
         "founders": len(search.founders),
@@ -84,7 +86,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     size = (
         "the span of the models"
         if facts["dimensions"] is None
-        else (f"{facts['dimensions']} dimensions in {facts['groups']} groups")
+        else f"{_count(facts['dimensions'], 'dimension')} in {_groups_text(facts['groups'])}"
     )
     found.append(f"✓ search: {facts['algorithm']} over {facts['merge']}, {size}")
     examples = ", ".join(f"{task} {n}" for task, n in facts["tasks"].items())
@@ -93,9 +95,40 @@ def lines(facts: dict[str, Any]) -> list[str]:
     n_workers = facts["workers"]
     found.append(
         f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, "
-        f"{n_workers} worker{'' if n_workers == 1 else 's'}"
+        f"{_count(n_workers, 'worker')}"
     )
     return found + [f"! {warning}" for warning in warnings(facts)]
+
+
+def _paths(search: Space, tensors: dict[str, Any]) -> str:
+    """Return what happens to the tensors, once where every method treats them alike."""
+    if not isinstance(search, ChoiceSpace):
+        return summary_of(tensors)
+    found = {label: summary_of(paths) for label, paths in tensors.items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{label} {text}" for label, text in found.items())
+
+
+def _groups(search: Space) -> int | dict[str, int]:
+    """Return the number of groups, or label -> number where the method is searched too."""
+    if not isinstance(search, ChoiceSpace):
+        return search.n_groups
+    branches = zip(search.labels, search.branches, strict=True)
+    return {label: branch.n_groups for label, branch in branches}
+
+
+def _groups_text(groups: int | dict[str, int]) -> str:
+    if isinstance(groups, int):
+        return _count(groups, "group")
+    numbers = sorted(set(groups.values()))
+    if len(numbers) == 1:
+        return f"{_count(numbers[0], 'group')} for each method"
+    return ", ".join(f"{_count(n, 'group')} for {label}" for label, n in groups.items())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:

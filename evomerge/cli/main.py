@@ -153,6 +153,33 @@ def front(
 
 
 @app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="HTML file to write.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve a page on loopback that follows the run.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Of --live; default: a free one.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", metavar="T", help="In the live page's address; default: random."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or follow it live in a browser.
+
+    Example: evomerge report populations/digits --out report.html
+    """
+    from evomerge.cli.report import report_command
+
+    report_command(run, out, live=live, port=port, token=token, as_json=json_)
+
+
+@app.command()
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from evomerge.cli.output import say
+from evomerge.config.merge_choice import method_text
 from evomerge.config.prepare import KindDone, plan_preparation
 from evomerge.config.schema import load_config
 from evomerge.errors import ConfigError
@@ -35,7 +36,7 @@ def prepare_command(
         every_kind=every_kind,
     )
     if not preparation.statistics and not as_json:
-        say(f"{config.merge['name']}: nothing to prepare")
+        say(f"{method_text(config.merge)}: nothing to prepare")
     kinds = []
     for kind in preparation.run():
         kinds.append(kind)

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.output import say
+from evomerge.core.counts import shown_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Progress:
         self._as_json = as_json
         self._live: Live | None = None
         self._started = time.monotonic()
-        self._told_before = loop.n_told
+        self._told_before = loop.done
         self._last = 0.0
         self._is_over = False
 
@@ -54,12 +55,12 @@ class Progress:
         """Return what is shown: counts, best values, speed and remaining time."""
         loop = self._loop
         seconds = time.monotonic() - self._started
-        done = loop.n_told - self._told_before
+        done = loop.done - self._told_before
         rate = done / seconds if done and seconds > 0 else None
-        left = max(0, loop.plan.evaluations - loop.n_told)  # below 0: the budget was lowered
+        left = max(0, loop.plan.evaluations - loop.done)  # below 0: the budget was lowered
         return {
             "run": self._name,
-            "done": loop.n_told,
+            "done": shown_count(loop.done),
             "budget": loop.plan.evaluations,
             "running": len(loop.waiting),
             "failed": loop.population.failures,
@@ -75,7 +76,7 @@ class Progress:
         now = time.monotonic()
         pause = LIVE_SECONDS if self._live is not None else PLAIN_SECONDS
         loop = self._loop
-        is_last = loop.n_told >= loop.plan.evaluations and not loop.waiting
+        is_last = not loop.has_budget and not loop.waiting
         if self._is_over or (now - self._last < pause and not is_last):
             return
         self._last = now

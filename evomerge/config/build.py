@@ -20,15 +20,16 @@ from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
 from evomerge.config.cache import too_large_for_a_search, usable_cache
 from evomerge.config.constraints import build_constraints, check_bound_sources
 from evomerge.config.construct import construct
+from evomerge.config.merge_choice import ANY_OF
 from evomerge.config.merge_space import build_space
 from evomerge.config.models import OpenModels, resolve_models
 from evomerge.config.overlap import refuse_overlap
 from evomerge.config.schema import RunConfig
 from evomerge.core.candidate import Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import Evaluator, evaluators
 from evomerge.export import DONOR_FILES
@@ -176,7 +177,7 @@ def build_search_space(
     span: LinearSpan | None,
     warm: tuple[Proposal, ...] = (),
     derived: Derived | None = None,
-) -> tuple[SearchSpace, dict[str, Any]]:
+) -> tuple[Space, dict[str, Any]]:
     """Return the search space and the `merge:` section with all defaults.
 
     Args:
@@ -188,10 +189,11 @@ def build_search_space(
     """
     in_span = needs_span(config)
     if in_span:
-        method = str(config.merge.get("name"))
+        method = ANY_OF if ANY_OF in config.merge else str(config.merge.get("name"))
         if method != "linear":
             raise ConfigError(
-                f"merge.name: {config.algorithm['name']!r} breeds linear combinations of the "
+                f"merge.{ANY_OF if method == ANY_OF else 'name'}: "
+                f"{config.algorithm['name']!r} breeds linear combinations of the "
                 f"models; use `merge: {{name: linear, normalize: false}}` instead of {method!r}"
             )
     founders = config.search.founders
@@ -245,32 +247,30 @@ def _measure_alpha(config: RunConfig, models: OpenModels, recipe: Recipe) -> flo
     return auto_alpha(recipe, models.space, models.sources, derived)
 
 
-def operators_of(config: RunConfig, space: SearchSpace) -> tuple[type, ...]:
-    """Return the classes of the config's merge method, the first, and of its founders'."""
+def operators_of(space: Space) -> tuple[type, ...]:
+    """Return the classes of a space's merge methods, the first, and of its founders'."""
     founders = (proposal.recipe.operator for proposal in space.founders)
-    names = dict.fromkeys([str(config.merge["name"]), *founders])
+    names = dict.fromkeys([*space.methods, *founders])
     return tuple(merge_operators.get(name) for name in names)
 
 
-def idle_kinds(operators: Sequence[type]) -> tuple[str, ...]:
-    """Return the kinds that only founders could use, which are too few to compute them for.
-
-    Args:
-        operators: From `operators_of`.
-    """
-    return () if getattr(operators[0], "needs_thresholds", False) else (QUANTILES,)
+def idle_kinds(space: Space) -> tuple[str, ...]:
+    """Return the kinds that only founders could use, which are too few to compute them for."""
+    own = (merge_operators.get(name) for name in space.methods)
+    is_used = any(getattr(operator, "needs_thresholds", False) for operator in own)
+    return () if is_used else (QUANTILES,)
 
 
 def compute_derived(
     config: RunConfig,
     models: OpenModels,
-    space: SearchSpace,
+    space: Space,
     cache: DerivedCache | None = None,
 ) -> Derived:
     """Compute what the merge methods of config and founders need of the sources, or find it."""
-    operators = operators_of(config, space)
+    operators = operators_of(space)
     too_large = () if cache is None else too_large_for_a_search(cache, models.space)
-    leave_out = (*idle_kinds(operators), *too_large)
+    leave_out = (*idle_kinds(space), *too_large)
     return derive_for(operators, models.space, models.sources, cache, leave_out=leave_out)
 
 

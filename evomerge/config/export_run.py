@@ -17,6 +17,7 @@ from evomerge.config.results import RunResults
 from evomerge.config.transforms import VirtualGroup
 from evomerge.config.workers import load_derived, read_sources, worker_of
 from evomerge.core.arrays import ScoreArray
+from evomerge.core.candidate import split_scores
 from evomerge.core.picking import pick
 from evomerge.errors import ConfigError, RunError
 from evomerge.export import (
@@ -32,7 +33,7 @@ from evomerge.export import (
 )
 from evomerge.runtime.placement import pick_device, threads_per_worker
 from evomerge.runtime.worker import MergeInputs, Worker
-from evomerge.storage.run_store import RunFolder, split_scores
+from evomerge.storage.run_store import RunFolder
 from evomerge.storage.score_log import ScoreLog
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Proposal
+from evomerge.core.choice_space import ChoiceSpace, Space
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.core.search_space import SWITCH, SearchSpace
@@ -17,11 +19,12 @@ from evomerge.merging.model_stock import ModelStock
 from evomerge.merging.parameters import default_settings
 from evomerge.merging.ties import Ties
 
+INITIAL = "founder: initial values"
 RAW_LINEAR: dict[str, Setting] = {"normalize": False}
 
 
 def founders_of(
-    space: SearchSpace,
+    space: Space,
     model: ModelSpace,
     which: str,
     *,
@@ -38,6 +41,8 @@ def founders_of(
     that parent bit for bit. Where the space itself can say the same thing, its own form is used,
     so that algorithms that search its vectors can learn from it. For an algorithm in the span
     Model Stock is a linear recipe with a segment per tensor; TIES is not in the span and left out.
+    Where the method is searched too, each has its initial values, and the first that can say one
+    of the others says it.
 
     Args:
         space: The search space, its founders not yet set.
@@ -51,6 +56,12 @@ def founders_of(
     Source: operators.md, section 9; Jang et al. 2024, arXiv:2403.19522; Yadav et al. 2023,
         arXiv:2306.01708 (density 0.2, scale 1).
     """
+    if isinstance(space, ChoiceSpace):
+        own = [
+            founders_of(branch, model, which, in_span=in_span, virtual=virtual, grams=grams)
+            for branch in space.branches
+        ]
+        return _of_branches(space, own)
     proposals: list[Proposal] = []
     seen: set[bytes] = set()
     for origin, row in _linear_rows(model, which, virtual).items():
@@ -72,8 +83,24 @@ def founders_of(
     if not in_span and space.searched:
         initial = space.decode(space.initial())
         if initial.digest() not in {proposal.recipe.digest() for proposal in proposals}:
-            proposals.append(Proposal(initial, (), "founder: initial values"))
+            proposals.append(Proposal(initial, (), INITIAL))
     return tuple(proposals)
+
+
+def _of_branches(
+    space: ChoiceSpace, own: Sequence[tuple[Proposal, ...]]
+) -> tuple[Proposal, ...]:
+    """Return the founders of all branches, each once, in a form of the space where there is one."""
+    found: dict[str, Proposal] = {}
+    for label, proposals in zip(space.labels, own, strict=True):
+        for proposal in proposals:
+            origin = proposal.origin + (f" of {label}" if proposal.origin == INITIAL else "")
+            if origin not in found or space.encode(found[origin].recipe) is None:
+                found[origin] = replace(proposal, origin=origin)
+    once: dict[str, Proposal] = {}
+    for proposal in found.values():
+        once.setdefault(proposal.recipe.digest(), proposal)
+    return tuple(once.values())
 
 
 def _real(model: ModelSpace, virtual: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -133,7 +160,7 @@ def _say(space: SearchSpace, row: FloatArray) -> Recipe:
     if ALPHA in space.fixed:  # the space scales whatever it says
         return raw
     params = dict(space.fixed) | {"weights": np.tile(weights, (space.n_groups, 1))}
-    own = Recipe(space.operator, space.sources, params, space.grouping, None, space.settings)
+    own = space.recipe(params)
     return own if space.encode(own) is not None else raw
 
 
@@ -159,8 +186,9 @@ def _own_form(space: SearchSpace, recipe: Recipe) -> Recipe:
         for name, value in (unscaled | dict(recipe.params)).items()
         if name in recipe.params or name in searched or name in space.fixed
     }
-    own = Recipe(recipe.operator, recipe.sources, params, space.grouping, None, recipe.settings)
-    return own if space.encode(own) is not None else recipe
+    says = recipe.sources == space.sources and recipe.settings == dict(space.settings)
+    own = space.recipe(params)
+    return own if says and space.encode(own) is not None else recipe
 
 
 def _stock_in_span(

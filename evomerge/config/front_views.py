@@ -6,11 +6,11 @@ import numpy as np
 
 from evomerge.config.results import RunResults
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
+from evomerge.core.candidate import split_scores
 from evomerge.core.confidence import standard_errors, unbeaten
 from evomerge.core.epsilon_archive import EpsilonArchive
 from evomerge.core.pareto import ParetoFront
 from evomerge.errors import ConfigError
-from evomerge.storage.run_store import split_scores
 from evomerge.storage.score_log import ScoreLog
 
 SMALLEST_EPSILON = 1e-9  # where all candidates agree on every example

@@ -1,4 +1,4 @@
-"""The `merge:` section of a config -> the SearchSpace an algorithm explores.
+"""The `merge:` section of a config -> the search space an algorithm explores.
 
 Each parameter of the merge method is fixed or searched:
 
@@ -15,6 +15,8 @@ not mentioned                         searched if the method gives it no default
 
 `modules: search` adds a gene per group that sends the group back to the base.
 
+`any_of:` in place of `name:` lists several methods to choose from; see `merge_choice`.
+
 `layer_scale:` follows any method on task vectors (LiNeS); its `alpha` may also be "auto" and its
 `beta` "tied", that is 1 - alpha.
 """
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +35,16 @@ from evomerge.config.construct import check_keywords, named_class
 from evomerge.config.founders import founders_of
 from evomerge.config.layer_curve import split_curve, with_curve
 from evomerge.config.layer_scale import LAYER_SCALE, with_layer_scale
+from evomerge.config.merge_choice import ANY_OF, build_choice
 from evomerge.config.module_switch import with_switches
 from evomerge.config.parameter import parse_parameter
 from evomerge.core.arrays import FloatArray
+from evomerge.core.choice_space import Space
 from evomerge.core.genes import gene_fields, setting_names
-from evomerge.core.grouping import assign_groups
+from evomerge.core.grouping import assign_groups, chunk_breaks
 from evomerge.core.linear_span import LinearSpan
 from evomerge.core.model_space import ModelSpace
-from evomerge.core.recipe import Recipe, Setting
+from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.core.search_space import SWITCH, SearchedParam, SearchSpace
 from evomerge.errors import ConfigError, nearest
 from evomerge.merging.operator import merge_operators
@@ -56,7 +61,7 @@ def build_space(
     virtual: Mapping[str, tuple[str, ...]] | None = None,
     grams: Mapping[str, FloatArray] | None = None,
     auto_alpha: Callable[[Recipe], float] | None = None,
-) -> tuple[SearchSpace, dict[str, Any]]:
+) -> tuple[Space, dict[str, Any]]:
     """Return the search space of a `merge:` section, and the section with all defaults.
 
     Args:
@@ -74,18 +79,34 @@ def build_space(
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
             does not fit the models.
     """
+    build_one = partial(_one_method, model=model, span=span, auto_alpha=auto_alpha)
+    space: Space
+    space, resolved = build_choice(body, build_one) if ANY_OF in body else build_one(body)
+    if founders != "none":
+        proposals = founders_of(
+            space, model, founders, in_span=in_span, virtual=virtual or {}, grams=grams
+        )
+        space = replace(space, founders=proposals)
+    return space, resolved
+
+
+def _one_method(
+    body: Mapping[str, Any],
+    *,
+    model: ModelSpace,
+    span: LinearSpan | None,
+    auto_alpha: Callable[[Recipe], float] | None,
+) -> tuple[SearchSpace, dict[str, Any]]:
+    """Return the same as `build_space` for a section of one method, without founders."""
     name, operator = _operator(body)
     n_experts = len(model.sources) - model.has_base
     _check_fit(name, operator, model, n_experts)
-    grouping = str(body.get("groups", "global"))
-    try:
-        labels, _ = assign_groups(grouping, [tensor.spec.name for tensor in model.merged])
-    except ConfigError as error:
-        raise ConfigError(f"merge.groups: {error}") from None
+    groups = str(body.get("groups", "global"))
+    labels, breaks = _groups(groups, name, operator, model)
     width = len(model.sources) if operator.weights_over == "sources" else n_experts
     searched: list[SearchedParam] = []
     fixed: dict[str, FloatArray] = {}
-    resolved: dict[str, Any] = {"name": name, "groups": grouping}
+    resolved: dict[str, Any] = {"name": name, "groups": groups}
     for item in gene_fields(operator):
         key = item.name
         value = body.get(key, "search" if item.default is None else item.default)
@@ -105,7 +126,15 @@ def build_space(
             resolved[key] = float(row[0])
     settings = _settings(operator, name, body)
     space = SearchSpace(
-        name, model.sources, grouping, len(labels), tuple(searched), fixed, settings, span
+        name,
+        model.sources,
+        SEGMENTS if breaks else groups,
+        len(labels),
+        tuple(searched),
+        fixed,
+        settings,
+        span,
+        breaks=breaks,
     )
     if LAYER_SCALE in body:
         space, resolved[LAYER_SCALE] = with_layer_scale(
@@ -114,12 +143,26 @@ def build_space(
     if SWITCH in body:
         space = with_switches(space, body[SWITCH], operator)
         resolved[SWITCH] = body[SWITCH]
-    if founders != "none":
-        proposals = founders_of(
-            space, model, founders, in_span=in_span, virtual=virtual or {}, grams=grams
-        )
-        space = replace(space, founders=proposals)
     return space, resolved | settings
+
+
+def _groups(
+    groups: str, name: str, operator: Any, model: ModelSpace
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the labels of the groups, and the breaks between them where they are chunks."""
+    try:
+        breaks = chunk_breaks(groups, model.n_elements)
+        if not breaks:
+            return assign_groups(groups, [tensor.spec.name for tensor in model.merged])[0], ()
+    except ConfigError as error:
+        raise ConfigError(f"merge.groups: {error}") from None
+    if not operator.sliceable:
+        can = [other for other in merge_operators.names() if merge_operators.get(other).sliceable]
+        raise ConfigError(
+            f"merge.groups: {groups!r} cuts tensors in two, and {name!r} needs them whole; use "
+            f"groups such as 'module', or a method that can: {', '.join(can)}"
+        )
+    return tuple(f"chunk.{index}" for index in range(len(breaks) - 1)), breaks
 
 
 def _operator(body: Mapping[str, Any]) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from evomerge.config.cache import open_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
 from evomerge.config.transforms import VirtualGroup
+from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import block_size
 from evomerge.merging.cache import TensorCache
 from evomerge.merging.cached import Filled, Statistic
@@ -99,8 +100,7 @@ def plan_preparation(
     cache = open_cache(resolved.runtime.cache, budget_bytes)
     models = open_models(resolved, cache=cache)
     space, _ = build_search_space(resolved, models, None)
-    operators = None if every_kind else operators_of(resolved, space)
-    wanted = _statistics(resolved, models, cache, operators)
+    wanted = _statistics(resolved, models, cache, None if every_kind else space)
     # Transforms first: their results are sources that the statistics are of.
     return Preparation(cache, (*map(_TransformItems, models.virtual), *wanted))
 
@@ -109,14 +109,17 @@ def _statistics(
     config: RunConfig,
     models: OpenModels,
     cache: TensorCache,
-    operators: Sequence[type] | None,
+    space: Space | None,
 ) -> list[Statistic]:
-    """Return the kinds that merge methods need, the config's own first; None: every kind."""
-    found = statistics_for(operators, models.space, models.sources, cache)
-    if operators is not None:
-        idle = idle_kinds(operators)
-        found = [statistic for statistic in found if statistic.kind not in idle]
-    if operators is None or needs_span(config):
+    """Return the kinds that a space's merge methods and founders need; None: every kind."""
+    operators = None if space is None else operators_of(space)
+    idle = () if space is None else idle_kinds(space)
+    found = [
+        statistic
+        for statistic in statistics_for(operators, models.space, models.sources, cache)
+        if statistic.kind not in idle
+    ]
+    if space is None or needs_span(config):
         block = block_size(models.space.n_elements)
         found.append(BlockGrams(models.space, models.sources, block, cache))
     return found

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from evomerge.config.build import build_objectives
+from evomerge.config.merge_choice import method_text
 from evomerge.config.workers import read_run_config
 from evomerge.core.candidate import Candidate
 from evomerge.core.constrained_front import ConstrainedFront
+from evomerge.core.counts import shown_count
 from evomerge.core.feasibility import Feasibility
 from evomerge.core.front_rows import front_rows
 from evomerge.core.hypervolume_estimate import VolumeEstimate, estimate_hypervolume
@@ -24,8 +27,12 @@ from evomerge.storage.run_store import RunFolder, check_header
 class RunResults:
     """A snapshot of a run's journal."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        """Read and verify the journal.
+    def __init__(self, folder: RunFolder, *, events: Sequence[Event] | None = None) -> None:
+        """Take in a journal.
+
+        Args:
+            folder: The run.
+            events: Its journal, where the caller has read it already; None: read and verify it.
 
         Raises:
             RunError: There is no run.
@@ -34,7 +41,7 @@ class RunResults:
         self.folder = folder
         self.config = read_run_config(folder)
         self.objectives = build_objectives(self.config)
-        events = folder.read_events()
+        events = list(folder.read_events() if events is None else events)
         self.header = check_header(events.pop(0), folder.journal) if events else {}
         self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
@@ -52,13 +59,20 @@ class RunResults:
 
     @property
     def scored(self) -> list[Event]:
-        """The told events with objectives, in order."""
-        return [event for event in self.told if "error" not in event]
+        """The told events with objectives, in order: all examples are scored."""
+        return [event for event in self.told if "objectives" in event]
 
     @property
     def n_failed(self) -> int:
         """How many candidates could not be scored."""
-        return len(self.told) - len(self.scored)
+        return sum("error" in event for event in self.told)
+
+    @property
+    def done(self) -> float:
+        """How many evaluations of all examples were told, or as many examples of more of them."""
+        counts = (self.asked[int(event["id"])].get("examples") for event in self.told)
+        n_examples = sum(self.header["tasks"].values())
+        return sum(1.0 if n is None else int(n.split(":")[0]) / n_examples for n in counts)
 
     def front(self) -> ParetoFront:
         """Return the Pareto front; see `ConstrainedFront` for runs with constraints."""
@@ -128,7 +142,7 @@ class RunResults:
         seen = []
         for event in self.told:
             pending.discard(int(event["id"]))
-            if "error" not in event:
+            if "objectives" in event:
                 seen.append(event["objectives"])
             if not pending and seen:
                 self._front.set_reference(frozen_reference(np.array(seen)))
@@ -167,7 +181,7 @@ class RunResults:
         facts = {
             "run": str(self.folder.path),
             "state": self._state(budget),
-            "done": len(self.told),
+            "done": shown_count(self.done),
             "budget": budget,
             "in_flight": len(self.asked) - len(self.told),
             "failed": self.n_failed,
@@ -175,7 +189,7 @@ class RunResults:
             "hypervolume": self.hypervolume(),
             "best": best,
             "algorithm": self.config.algorithm["name"],
-            "merge": self.config.merge["name"],
+            "merge": method_text(self.config.merge),
         }
         estimate = self.hypervolume_estimate()
         if estimate is not None:
@@ -189,4 +203,4 @@ class RunResults:
     def _state(self, budget: int) -> str:
         if is_driven(self.folder.path):
             return "running"
-        return "done" if len(self.told) >= budget else "interrupted"
+        return "done" if self.done >= budget else "interrupted"

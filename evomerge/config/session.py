@@ -41,7 +41,7 @@ from evomerge.config.workers import (
     worker_of,
 )
 from evomerge.config.yaml_file import dump_yaml
-from evomerge.core.search_space import SearchSpace
+from evomerge.core.choice_space import Space
 from evomerge.errors import ConfigError, ReplayError, RunError
 from evomerge.runtime.in_process import InProcessExecutor
 from evomerge.runtime.placement import default_workers, threads_per_worker
@@ -101,7 +101,7 @@ class Prepared:
     config: RunConfig
     models: OpenModels
     tasks: Tasks
-    space: SearchSpace
+    space: Space
 
 
 def preflight(config: RunConfig, base_dir: Path) -> Prepared:
@@ -175,6 +175,7 @@ class Session:
                 plan=LoopPlan(
                     seed=self.config.seed,
                     evaluations=self.config.budget.evaluations + len(warm.proposals),
+                    tasks=self.tasks.sizes,
                     look_ahead=self.config.search.look_ahead or 1,
                     tell_order=self.config.search.tell_order,
                     seconds=self.config.budget.seconds,
@@ -246,7 +247,7 @@ class Session:
     def run(self) -> StopReason:
         """Search until the budget is spent or `loop.stop_requested`; returns why it ended."""
         reason: StopReason = "budget"
-        if self.loop.waiting or self.loop.n_asked < self.loop.plan.evaluations:
+        if self.loop.waiting or self.loop.has_budget:
             executor = self.executor()
             try:
                 reason = self.loop.run(executor)

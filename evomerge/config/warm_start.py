@@ -89,7 +89,7 @@ def read_warm_start(old: RunFolder, new: Prepared) -> WarmStart:
     scores = ScoreLog(old.scores, sum(new.tasks.sizes.values()))
     proposals, evaluations = [], []
     for event, evaluation in stored_evaluations(events, scores, new.tasks.sizes):
-        if evaluation is None or evaluation.error is not None:
+        if evaluation is None or evaluation.error is not None or evaluation.examples is not None:
             continue
         recipe = Recipe.from_json(recipes[int(event["id"])], where=str(old.journal))
         proposals.append(Proposal(recipe, (), f"warm start: {old.path.name} #{event['id']}"))

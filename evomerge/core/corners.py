@@ -10,42 +10,43 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.core.arrays import FloatArray
+from evomerge.core.choice_space import ChoiceSpace, Space
 from evomerge.core.search_space import SearchedParam, SearchSpace
 
 # The parameters that say how much of each model goes in.
 WEIGHTS = ("weights", "beta")
 
 
-def param_slices(space: SearchSpace) -> dict[str, slice]:
+def param_slices(space: Space) -> dict[str, slice]:
     """Return searched parameter -> its stretch of a (D,) vector, group by group."""
-    slices: dict[str, slice] = {}
-    start = 0
-    for item in space.searched:
-        stop = start + item.size(space.n_groups)
-        slices[item.name] = slice(start, stop)
-        start = stop
-    return slices
+    return {stretch.param.name: stretch.slice for stretch in space.layout}
 
 
-def corners(space: SearchSpace) -> FloatArray:
+def corners(space: Space) -> FloatArray:
     """Return (C, D) the models as vectors: weight 1 for one of them in every group.
 
     Other searched parameters have their initial values. A weight outside the searched range
     becomes the nearest inside. C is the number of weighted models, and 2 where there are not two:
-    then the corners are the lower and the upper end of every range.
+    then the corners are the lower and the upper end of every range. Where the method is searched
+    too, they are those of one method after the other.
     """
+    if isinstance(space, ChoiceSpace):
+        own = [corners(branch) for branch in space.branches]
+        return np.concatenate([space.place(index, points) for index, points in enumerate(own)])
     item = _weights(space)
     if item is None or item.width < 2:
         return np.stack([np.zeros(space.dimension), np.ones(space.dimension)])
     return np.stack([_weighted(space, item, row) for row in np.eye(item.width)])
 
 
-def origin(space: SearchSpace) -> FloatArray:
+def origin(space: Space) -> FloatArray:
     """Return (D,) the point that task vectors start from.
 
     The base, as weight 0 for every expert, where the base has no weight of its own; else the mean
-    of the corners.
+    of the corners. Where the method is searched too, that of the first method.
     """
+    if isinstance(space, ChoiceSpace):
+        return space.place(0, origin(space.branches[0]))
     item = _weights(space)
     if item is not None and 2 <= item.width < len(space.sources):
         return _weighted(space, item, np.zeros(item.width))

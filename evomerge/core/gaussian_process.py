@@ -10,12 +10,13 @@ Shapes: n points, m new points, D coordinates, W columns, T targets, H = W + 3 s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from evomerge.core.arrays import FloatArray, IntArray
-from evomerge.core.search_space import SearchSpace
+from evomerge.core.choice_space import Space
 
 MAX_COLUMNS = 32  # further ones share a length scale
 _FIRST_LENGTH = 0.25  # times sqrt(W), of the unit cube
@@ -33,27 +34,26 @@ class Columns:
     Attributes:
         members: W arrays of indices of coordinates.
         average: (D, D) takes a row vector to the mean of each parameter and model over the rows.
+        canonical: Gives (n, D) points without what does not count of their numbers.
     """
 
     members: tuple[IntArray, ...]
     average: FloatArray
+    canonical: Callable[[FloatArray], FloatArray]
 
     @classmethod
-    def of(cls, space: SearchSpace) -> Columns:
+    def of(cls, space: Space) -> Columns:
         """Return the columns of a search space."""
         average = np.zeros((space.dimension, space.dimension))
         members: list[IntArray] = []
-        start = 0
-        for item in space.searched:
-            rows, size = item.n_rows(space.n_groups), item.size(space.n_groups)
-            block = slice(start, start + size)
-            average[block, block] = np.kron(np.full((rows, rows), 1.0 / rows), np.eye(item.width))
-            members += list(np.arange(start, start + size).reshape(rows, item.width).T)
-            start += size
+        for stretch in space.layout:
+            rows, width, block = stretch.rows, stretch.param.width, stretch.slice
+            average[block, block] = np.kron(np.full((rows, rows), 1.0 / rows), np.eye(width))
+            members += list(np.arange(stretch.start, stretch.stop).reshape(rows, width).T)
         if len(members) > MAX_COLUMNS:
             shares = np.array_split(np.arange(len(members)), MAX_COLUMNS)
             members = [np.concatenate([members[i] for i in share]) for share in shares]
-        return cls(tuple(members), average)
+        return cls(tuple(members), average, space.canonical)
 
     def prior(self) -> tuple[FloatArray, FloatArray]:
         """Return (H,) means and standard deviations of a process's settings, logarithms."""
@@ -64,8 +64,9 @@ class Columns:
 
     def split(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the (n, D) coarse and fine parts of points."""
-        coarse = points @ self.average
-        return coarse, points - coarse
+        counted = self.canonical(points)
+        coarse = counted @ self.average
+        return coarse, counted - coarse
 
 
 class GaussianProcess:

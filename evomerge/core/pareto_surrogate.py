@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evomerge.core.arrays import FloatArray, IntArray
+from evomerge.core.choice_space import Space
 from evomerge.core.directions import spread_directions
 from evomerge.core.nsga3 import nsga3
 from evomerge.core.pareto import non_dominated_mask
@@ -21,7 +22,6 @@ from evomerge.core.quadratic_surrogate import (
     fit_quadratic,
     suitable_link,
 )
-from evomerge.core.search_space import SearchSpace
 from evomerge.core.space_json import space_from_json, space_to_json
 from evomerge.errors import RunError
 
@@ -44,7 +44,7 @@ class ParetoSurrogate:
         measured: (c, M) what those points then scored.
     """
 
-    space: SearchSpace
+    space: Space
     names: tuple[str, ...]
     candidate_ids: IntArray
     points: FloatArray
@@ -56,7 +56,7 @@ class ParetoSurrogate:
     @classmethod
     def fit(
         cls,
-        space: SearchSpace,
+        space: Space,
         names: Sequence[str],
         candidate_ids: Sequence[int],
         points: FloatArray,
@@ -83,7 +83,7 @@ class ParetoSurrogate:
 
         pairs = np.array(checks, dtype=np.float64).reshape(-1, 2, len(names))
         return cls(
-            replace(space, span=None, founders=()),
+            replace(space, founders=()),
             tuple(names),
             np.array(candidate_ids, dtype=np.int64),
             points,

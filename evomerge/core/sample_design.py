@@ -8,44 +8,52 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.core.arrays import FloatArray
-from evomerge.core.search_space import SearchSpace
+from evomerge.core.choice_space import ChoiceSpace, Space
+from evomerge.core.search_space import SearchSpace, Stretch
 
 _TRIES = 40  # latin squares drawn; the one with the largest gap wins
 NEAR = 1e-6  # points closer than this are the same
 
 
-def single_parents(space: SearchSpace) -> FloatArray:
+def single_parents(space: Space) -> FloatArray:
     """Return (W, D) one-hot points: one model at weight 1, the others at 0, in every group.
 
     Empty for a space without a parameter per source; see `with_weights`.
     """
-    width = next((item.width for item in space.searched if item.per_source), 0)
+    width = next((item.param.width for item in space.layout if item.param.per_source), 0)
     return with_weights(space, np.eye(width)) if width else np.zeros((0, space.dimension))
 
 
-def with_weights(space: SearchSpace, weights: FloatArray) -> FloatArray:
+def with_weights(space: Space, weights: FloatArray) -> FloatArray:
     """Return (n, D) points with (n, W) weights of the models, the same in every group.
 
     The weights are the first parameter per source, moved into its range; other parameters have
-    their initial values.
+    their initial values. Where the method is searched too, points choose the first with weights.
 
     Raises:
         ValueError: The space has no parameter with W values per group.
     """
-    start = 0
-    for item in space.searched:
-        size = item.size(space.n_groups)
-        if item.per_source and item.width == weights.shape[1]:
-            points = np.tile(space.initial(), (len(weights), 1))
-            rows = np.tile(weights, (1, item.n_rows(space.n_groups)))
-            unit = (rows - item.low) / (item.high - item.low)
-            points[:, start : start + size] = unit
-            return np.clip(points, 0.0, 1.0)
-        start += size
-    raise ValueError(f"no parameter with {weights.shape[1]} values per group")
+    width = weights.shape[1]
+    if isinstance(space, ChoiceSpace):
+        has_weights = [_weights_of(branch, width) is not None for branch in space.branches]
+        chosen = int(np.argmax(has_weights))
+        return space.place(chosen, with_weights(space.branches[chosen], weights))
+    stretch = _weights_of(space, width)
+    if stretch is None:
+        raise ValueError(f"no parameter with {width} values per group")
+    item = stretch.param
+    points = np.tile(space.initial(), (len(weights), 1))
+    rows = np.tile(weights, (1, stretch.rows))
+    points[:, stretch.slice] = (rows - item.low) / (item.high - item.low)
+    return np.clip(points, 0.0, 1.0)
 
 
-def design(space: SearchSpace, n: int, known: FloatArray, rng: np.random.Generator) -> FloatArray:
+def _weights_of(space: SearchSpace, width: int) -> Stretch | None:
+    found = (item for item in space.layout if item.param.per_source and item.param.width == width)
+    return next(found, None)
+
+
+def design(space: Space, n: int, known: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Return (m, D) points to score so that, with the `known` ones, there are `n`.
 
     The single parents and the initial values that are not known yet, then a latin square over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -76,9 +77,34 @@ class SearchedParam:
         return np.clip(unit, 0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Where the numbers of one searched parameter stand in a search vector.
+
+    Attributes:
+        param: The parameter, its name the one algorithms know it by.
+        rows: It has `rows` times `param.width` numbers, row by row.
+        start: Where the first of them stands.
+    """
+
+    param: SearchedParam
+    rows: int
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """Where the next stretch begins."""
+        return self.start + self.rows * self.param.width
+
+    @property
+    def slice(self) -> slice:
+        """The numbers, in a (D,) vector."""
+        return slice(self.start, self.stop)
+
+
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """Everything an algorithm may propose.
+    """All recipes of one merge method that an algorithm may propose; see also `ChoiceSpace`.
 
     A searched parameter called `SWITCH` is a gene per group: below 0.5 the group goes back to the
     base, by weights of 0. Its other parameters then have their initial values, so that vectors
@@ -94,6 +120,7 @@ class SearchSpace:
         settings: Fixed constructor keywords of the operator.
         span: Geometry of the sources' span; None unless the algorithm asked for it.
         founders: Recipes that are scored before the algorithm's own proposals.
+        breaks: (G + 1,) element offsets between the groups of grouping "segments"; else empty.
     """
 
     operator: str
@@ -105,11 +132,26 @@ class SearchSpace:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     span: LinearSpan | None = None
     founders: tuple[Proposal, ...] = ()
+    breaks: tuple[int, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The merge methods that recipes may name: one."""
+        return (self.operator,)
+
+    @cached_property
+    def layout(self) -> tuple[Stretch, ...]:
+        """Which numbers of a search vector are whose, in order."""
+        found: list[Stretch] = []
+        for item in self.searched:
+            start = found[-1].stop if found else 0
+            found.append(Stretch(item, item.n_rows(self.n_groups), start))
+        return tuple(found)
 
     @property
     def dimension(self) -> int:
         """D, the length of a search vector."""
-        return sum(item.size(self.n_groups) for item in self.searched)
+        return self.layout[-1].stop if self.layout else 0
 
     def initial(self) -> FloatArray:
         """Return the (D,) vector of every parameter's initial value."""
@@ -125,15 +167,22 @@ class SearchSpace:
         if unit.shape != (self.dimension,):
             raise ValueError(f"expected a vector of shape ({self.dimension},), got {unit.shape}")
         params = dict(self.fixed)
-        start = 0
-        for item in self.searched:
-            stop = start + item.size(self.n_groups)
-            rows = item.rows_of(unit[start:stop])
+        for stretch in self.layout:
+            item = stretch.param
+            rows = item.rows_of(unit[stretch.slice])
             params[item.name] = rows if item.per_source else rows[:, 0]
-            start = stop
         if SWITCH in params:
             params = self._switched(params)
-        return Recipe(self.operator, self.sources, params, self.grouping, None, self.settings)
+        return self.recipe(params)
+
+    def recipe(self, params: Mapping[str, FloatArray]) -> Recipe:
+        """Return the recipe with these values of the operator's parameters, (G,) or (G, width)."""
+        breaks = np.array(self.breaks, dtype=np.int64) if self.breaks else None
+        return Recipe(self.operator, self.sources, params, self.grouping, breaks, self.settings)
+
+    def canonical(self, points: FloatArray) -> FloatArray:
+        """Return (n, D) points with numbers that do not count at a fixed value: the same points."""
+        return points
 
     def _switched(self, params: dict[str, FloatArray]) -> dict[str, FloatArray]:
         is_off = params.pop(SWITCH) < 0.5
@@ -148,6 +197,7 @@ class SearchSpace:
             recipe.operator == self.operator
             and recipe.sources == self.sources
             and recipe.grouping == self.grouping
+            and np.array_equal(() if recipe.breaks is None else recipe.breaks, self.breaks)
             and recipe.settings == dict(self.settings)
             and {*recipe.params, SWITCH} == {*self.fixed, *self._searched_names, SWITCH}
             and all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import numpy as np
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import check_settings, checked_scores, read_arrays, read_rows
+from evomerge.evaluation.examples import (
+    check_settings,
+    checked_scores,
+    chosen,
+    content_digest,
+    read_arrays,
+    read_rows,
+)
 from evomerge.evaluation.language import batches, pad
 from evomerge.evaluation.subject import Subject
 
@@ -75,27 +83,44 @@ class Classification:
             raise DataError(f"{self.head}: no such head file; check `head:`.")
         return len(self._gold())
 
-    def evaluate(self, subject: Subject) -> ScoreArray:
-        """Return (N,) float32: 0 or 1 for accuracy, [0, 1] for probability.
+    def example_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests of text and label, or of the pixels and the class index."""
+        if self.modality == "text":
+            rows = read_rows(self.examples, self.rows)
+            return tuple(row.digest("text", "label") for row in rows)
+        arrays = read_arrays(self.examples, ("pixel_values", "labels"), self.rows)
+        pixels = np.ascontiguousarray(arrays["pixel_values"])
+        kind = [str(pixels.dtype), pixels.shape[1:]]
+        return tuple(
+            content_digest([*kind, hashlib.sha256(image).hexdigest(), int(label)])
+            for image, label in zip(pixels, arrays["labels"], strict=True)
+        )
+
+    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+        """Return (n,) float32: 0 or 1 for accuracy, [0, 1] for probability.
 
         Raises:
             EvaluationError: Logits are not finite, or a gold class has no output.
         """
         gold = self._gold()
+        wanted = chosen(len(gold), positions)
+        gold = gold[wanted]
         with subject.with_head(self.head):
             subject.require(self.auto_class)
-            logits = self._logits(subject, len(gold))
-        first = self.rows[0] if self.rows else 0
+            if not wanted.size:
+                return np.zeros(0, dtype=np.float32)
+            logits = self._logits(subject, wanted)
+        in_file = wanted + (self.rows[0] if self.rows else 0)
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if bad.size:
             raise EvaluationError(
                 f"{subject.name}: logits on {self.examples} are not finite, the first for example "
-                f"{first + int(bad[0])}; the merged weights are probably broken."
+                f"{in_file[bad[0]]}; the merged weights are probably broken."
             )
         outside = np.flatnonzero(gold >= logits.shape[1])
         if outside.size:
             raise EvaluationError(
-                f"{subject.name}: example {first + int(outside[0])} of {self.examples} has class "
+                f"{subject.name}: example {in_file[outside[0]]} of {self.examples} has class "
                 f"{gold[outside[0]]}, but the model has {logits.shape[1]} outputs; give `head:`."
             )
         if self.metric == "accuracy":
@@ -103,24 +128,22 @@ class Classification:
         else:
             shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
             scores = shifted[np.arange(len(gold)), gold] / shifted.sum(axis=1)
-        return checked_scores(
-            scores, n=len(gold), subject=subject.name, path=self.examples, first=first
-        )
+        return checked_scores(scores, n=len(gold), subject=subject.name, path=self.examples)
 
-    def _logits(self, subject: Subject, n: int) -> np.ndarray:
-        """Return (N, labels) float64."""
+    def _logits(self, subject: Subject, wanted: IntArray) -> np.ndarray:
+        """Return (n, labels) float64."""
         if self.modality == "image":
             pixels = read_arrays(self.examples, ("pixel_values", "labels"), self.rows)
-            images = pixels["pixel_values"]
+            images = pixels["pixel_values"][wanted]
             parts = [
                 subject.logits({"pixel_values": images[i : i + self.batch_size]})
-                for i in range(0, n, self.batch_size)
+                for i in range(0, len(wanted), self.batch_size)
             ]
             return np.concatenate(parts).astype(np.float64)
         rows = read_rows(self.examples, self.rows)
         limits = [m for m in (self.max_length, subject.max_tokens) if m is not None]
         settings = {"truncation": True, "max_length": min(limits)} if limits else {}
-        texts = [row.text("text") for row in rows]
+        texts = [rows[i].text("text") for i in wanted]
         sequences = subject.tokenizer(texts, padding=False, **settings)["input_ids"]
         if subject.model.config.pad_token_id is None:
             # Decoders with a classifier look for the last token that is not padding.
@@ -130,7 +153,7 @@ class Classification:
             ids, mask = pad([sequences[i] for i in batch], subject.pad_token_id, side="right")
             part = subject.logits({"input_ids": ids, "attention_mask": mask})
             if logits is None:
-                logits = np.zeros((n, part.shape[1]))
+                logits = np.zeros((len(wanted), part.shape[1]))
             logits[batch] = part
         return logits
 

@@ -6,9 +6,9 @@ An evaluator is a frozen dataclass whose fields are its config keys, registered 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from evomerge.core.arrays import ScoreArray
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,10 +27,38 @@ class Evaluator(Protocol):
         """Return N, reading the data; raises DataError when it is missing or malformed."""
         ...
 
-    def evaluate(self, subject: Subject) -> ScoreArray:
-        """Return (N,) float32 scores in the order of the examples, higher is better.
+    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+        """Return float32 scores, higher is better.
+
+        The score of an example does not depend on which others are asked for.
+
+        Args:
+            subject: The resident model.
+            positions: (n,) which examples to score, each in [0, N); None: all N in order.
+
+        Returns:
+            (n,) or (N,) scores, in the order of `positions`.
 
         Raises:
             EvaluationError: A score is not finite or the model cannot answer.
+            IndexError: There is no such example.
         """
         ...
+
+
+@runtime_checkable
+class DigestsExamples(Protocol):
+    """An evaluator that says what each example holds, so that a score can be kept for it."""
+
+    def example_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests of the examples' content (prompt, options, answer), 16 hex each.
+
+        Settings of the evaluator are not part of it, nor is the place in the file: equal
+        examples have equal digests.
+        """
+        ...
+
+
+def example_digests(evaluator: Evaluator) -> tuple[str, ...] | None:
+    """Return the (N,) digests of an evaluator's examples; None when it does not give any."""
+    return evaluator.example_digests() if isinstance(evaluator, DigestsExamples) else None

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from evomerge.core.arrays import ScoreArray
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import check_settings, checked_scores, read_rows
+from evomerge.evaluation.examples import check_settings, checked_scores, chosen, read_rows
 from evomerge.evaluation.subject import Subject
 
 
@@ -68,14 +68,18 @@ class ExactMatch:
             row.text("answer")
         return len(rows)
 
-    def evaluate(self, subject: Subject) -> ScoreArray:
-        """Return (N,) float32 of 0.0 or 1.0, in the order of `examples`.
+    def example_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests of prompt and answer."""
+        return tuple(row.digest("prompt", "answer") for row in read_rows(self.examples, self.rows))
+
+    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+        """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
         Raises:
             EvaluationError: Logits are NaN, or a prompt is too long.
         """
-        n = self.n_examples()
-        rows = read_rows(self.examples, self.rows)
+        data = read_rows(self.examples, self.rows)
+        rows = [data[i] for i in chosen(self.n_examples(), positions)]
         subject.require(self.auto_class)
         answers = subject.generate(
             [row.text("prompt") for row in rows],
@@ -88,7 +92,7 @@ class ExactMatch:
             float(self._is_right(answer, row.text("answer")))
             for answer, row in zip(answers, rows, strict=True)
         ]
-        return checked_scores(scores, n=n, subject=subject.name, path=self.examples)
+        return checked_scores(scores, n=len(rows), subject=subject.name, path=self.examples)
 
     def _is_right(self, generated: str, reference: str) -> bool:
         wanted = self._extract(reference)

@@ -5,6 +5,7 @@ Every complaint names the file, the line, the key and what to do about it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core.arrays import ScoreArray
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError, nearest
 
 
@@ -77,6 +78,10 @@ class Row:
                 f"{key!r} is {value!r}, expected an integer from 0 to {size - 1}", "correct it"
             )
         return value
+
+    def digest(self, *keys: str) -> str:
+        """Return 16 hex digits that stand for the values under `keys`; missing ones are null."""
+        return content_digest({key: self.values.get(key) for key in keys})
 
     def fail(self, problem: str, remedy: str) -> NoReturn:
         """Raise the DataError for this row."""
@@ -161,6 +166,29 @@ def cut(items: Any, rows: tuple[int, int] | None, path: Path) -> Any:
     return items[start:stop]
 
 
+def content_digest(value: Any) -> str:
+    """Return 16 hex digits that stand for a JSON value: equal values, equal digests."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=dict)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def chosen(n: int, positions: IntArray | None) -> IntArray:
+    """Return (m,) int64 positions of the examples asked for, all of them for None.
+
+    Raises:
+        IndexError: There is no such example, or `positions` is not a list of integers.
+    """
+    if positions is None:
+        return np.arange(n)
+    wanted = np.asarray(positions)
+    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+        raise IndexError(f"positions is {wanted.dtype} {wanted.shape}, expected integers (n,)")
+    outside = wanted[(wanted < 0) | (wanted >= n)]
+    if outside.size:
+        raise IndexError(f"there is no example {outside[0]}; positions run from 0 to {n - 1}")
+    return wanted.astype(np.int64)
+
+
 def check_settings(
     kind: str,
     *,
@@ -195,7 +223,13 @@ def check_settings(
 
 
 def checked_scores(
-    scores: Any, *, n: int, subject: str, path: Path | str, first: int = 0
+    scores: Any,
+    *,
+    n: int,
+    subject: str,
+    path: Path | str,
+    first: int = 0,
+    positions: IntArray | None = None,
 ) -> ScoreArray:
     """Return `scores` as (n,) float32.
 
@@ -204,7 +238,8 @@ def checked_scores(
         n: Expected length.
         subject: Name of the model, for messages.
         path: Data file, for messages.
-        first: Index in the file of the first example, for messages.
+        first: Index in the file of the evaluator's first example, for messages.
+        positions: (n,) which of the evaluator's examples were scored, for messages; None: all.
 
     Raises:
         EvaluationError: The shape is wrong or a score is not finite; names the first one.
@@ -214,9 +249,10 @@ def checked_scores(
         raise EvaluationError(f"{subject}: scores on {path} are {array.shape}, expected ({n},)")
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
+        example = first + int(bad[0] if positions is None else positions[bad[0]])
         raise EvaluationError(
             f"{subject}: {bad.size} of {n} scores on {path} are not finite, the first for example "
-            f"{first + int(bad[0])} ({array[bad[0]]}); the merged weights are probably broken."
+            f"{example} ({array[bad[0]]}); the merged weights are probably broken."
         )
     return array
 

@@ -11,7 +11,7 @@ import numpy as np
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import EvaluationError
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import Row, check_settings, checked_scores, read_rows
+from evomerge.evaluation.examples import Row, check_settings, checked_scores, chosen, read_rows
 from evomerge.evaluation.subject import Subject
 
 NORMALISATIONS = ("none", "token", "char")
@@ -54,15 +54,24 @@ class MultipleChoice:
         """Return N after checking every row; DataError names the first bad one."""
         return len(self._gold(read_rows(self.examples, self.rows)))
 
-    def evaluate(self, subject: Subject) -> ScoreArray:
-        """Return (N,) float32 of 0.0 or 1.0, in the order of `examples`.
+    def example_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests of prompt, options and gold index."""
+        rows = read_rows(self.examples, self.rows)
+        return tuple(row.digest("prompt", "options", "gold") for row in rows)
+
+    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+        """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
         Raises:
             EvaluationError: A log-likelihood is not finite, or an example is too long.
         """
-        rows = read_rows(self.examples, self.rows)
+        data = read_rows(self.examples, self.rows)
+        positions = chosen(len(data), positions)
+        rows = tuple(data[i] for i in positions)
         gold = self._gold(rows)
         subject.require(self.auto_class)
+        if not rows:
+            return np.zeros(0, dtype=np.float32)
         options = [row.texts("options") for row in rows]
         table = subject.option_logprobs(
             [row.text("prompt") for row in rows],

@@ -7,10 +7,17 @@ from math import log
 from pathlib import Path
 from typing import ClassVar
 
-from evomerge.core.arrays import ScoreArray
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import check_settings, checked_scores, read_rows, read_text
+from evomerge.evaluation.examples import (
+    check_settings,
+    checked_scores,
+    chosen,
+    content_digest,
+    read_rows,
+    read_text,
+)
 from evomerge.evaluation.subject import Subject
 
 
@@ -77,28 +84,36 @@ class Perplexity:
             raise DataError(f"{self.examples}: holds only white space.")
         return stop - start
 
-    def evaluate(self, subject: Subject) -> ScoreArray:
-        """Return (N,) float32 mean log-likelihoods in nats per token, or -bits per byte.
+    def example_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests: of each text, or of the whole .txt file and the window in it."""
+        if not self._is_plain:
+            return tuple(row.digest("text") for row in read_rows(self.examples, self.rows))
+        start, stop = self.rows
+        whole = content_digest(read_text(self.examples))
+        return tuple(content_digest([whole, self.window, i]) for i in range(start, stop))
+
+    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+        """Return (n,) float32 mean log-likelihoods in nats per token, or -bits per byte.
 
         Raises:
             EvaluationError: A text is too long or has nothing to score, or a score is not
                 finite.
         """
         subject.require(self.auto_class)
-        texts = self._windows(subject) if self._is_plain else self._texts(subject)
+        wanted = chosen(self.n_examples(), positions)
+        texts = self._windows(subject, wanted) if self._is_plain else self._texts(subject, wanted)
         prefix = subject.first_tokens
         starts = [max(len(prefix), 1)] * len(texts)
         sequences = []
-        for i, (tokens, _) in enumerate(texts):
+        for i, (tokens, _) in zip(wanted + self._first, texts, strict=True):
             sequence = (*prefix, *tokens)
-            if len(sequence) <= starts[i]:
+            if len(sequence) <= max(len(prefix), 1):
                 raise EvaluationError(
-                    f"{subject.name}: text {self._first + i} of {self.examples} has no token to "
-                    "score; remove it."
+                    f"{subject.name}: text {i} of {self.examples} has no token to score; remove it."
                 )
             if subject.max_tokens is not None and len(sequence) > subject.max_tokens:
                 raise EvaluationError(
-                    f"{subject.name}: text {self._first + i} of {self.examples} is "
+                    f"{subject.name}: text {i} of {self.examples} is "
                     f"{len(sequence)} tokens, the model takes {subject.max_tokens}; set "
                     f"`{'window' if self._is_plain else 'max_length'}` to "
                     f"{subject.max_tokens - len(prefix)} or less."
@@ -113,19 +128,25 @@ class Perplexity:
         else:
             scores = [-float(nll.mean()) for nll in found]
         return checked_scores(
-            scores, n=len(texts), subject=subject.name, path=self.examples, first=self._first
+            scores,
+            n=len(texts),
+            subject=subject.name,
+            path=self.examples,
+            first=self._first,
+            positions=wanted,
         )
 
     @property
     def _first(self) -> int:
         return self.rows[0] if self.rows else 0
 
-    def _texts(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
-        """Return (tokens, bytes of text they stand for) for every row."""
+    def _texts(self, subject: Subject, wanted: IntArray) -> list[tuple[tuple[int, ...], int]]:
+        """Return (tokens, bytes of text they stand for) for every wanted row."""
         usual = len(subject.encode(""))
+        rows = read_rows(self.examples, self.rows)
         texts = []
-        for row in read_rows(self.examples, self.rows):
-            text = row.text("text")
+        for i in wanted:
+            text = rows[i].text("text")
             tokens = subject.encode(text)[usual:]
             if self.max_length is not None and len(tokens) > self.max_length:
                 tokens = tokens[: self.max_length]
@@ -133,8 +154,8 @@ class Perplexity:
             texts.append((tokens, len(text.encode())))
         return texts
 
-    def _windows(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
-        """Return (tokens, bytes of text they stand for) for every window."""
+    def _windows(self, subject: Subject, wanted: IntArray) -> list[tuple[tuple[int, ...], int]]:
+        """Return (tokens, bytes of text they stand for) for every wanted window."""
         start, stop = self.rows
         tokens = subject.encode(read_text(self.examples))[len(subject.encode("")) :]
         if stop * self.window > len(tokens):
@@ -143,5 +164,5 @@ class Perplexity:
                 f"{self.window} tokens, but its {len(tokens)} tokens make "
                 f"{len(tokens) // self.window}."
             )
-        windows = [tokens[i * self.window : (i + 1) * self.window] for i in range(start, stop)]
+        windows = [tokens[i * self.window : (i + 1) * self.window] for i in start + wanted]
         return [(w, max(1, len(subject.tokenizer.decode(w).encode()))) for w in windows]

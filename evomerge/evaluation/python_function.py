@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +15,10 @@ from typing import Any
 
 import torch
 
-from evomerge.core.arrays import ScoreArray
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, EvaluationError, EvomergeError, nearest
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import check_settings, checked_scores
+from evomerge.evaluation.examples import check_settings, checked_scores, chosen, content_digest
 from evomerge.evaluation.resident import AUTO_CLASSES
 from evomerge.evaluation.subject import Subject
 
@@ -27,6 +30,10 @@ class PythonFunction:
 
     The function runs in the worker with the worker's rights: only name code you trust. It
     must be deterministic and leave the model's weights as they are.
+
+    A function with a parameter `positions` is also given the (m,) int64 examples to score and
+    returns m numbers. Any other function scores all n, of which the wanted ones are kept: where
+    a search asks for parts of the examples, that costs as much as all of them.
 
     Attributes:
         function: "module:function".
@@ -49,6 +56,10 @@ class PythonFunction:
             positive={"n": self.n},
             choices={"auto_class": (self.auto_class, AUTO_CLASSES)},
         )
+        if "positions" in self.arguments:
+            raise ConfigError(
+                "python: `positions` among the arguments; the search gives it, rename your own."
+            )
         module, colon, name = self.function.partition(":")
         if not (colon and module and name.isidentifier()):
             raise ConfigError(f'python: function is {self.function!r}, expected "module:function".')
@@ -66,18 +77,31 @@ class PythonFunction:
         self._load()
         return self.n
 
-    def evaluate(self, subject: Subject) -> ScoreArray:
-        """Return (N,) float32, what the function returned.
+    def example_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests of the function, its arguments, its code and the position.
+
+        What the function reads is not known here: data files it opens are not part of it.
+        """
+        code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.code_files()]
+        arguments = json.dumps(dict(self.arguments), sort_keys=True, default=repr)
+        return tuple(content_digest([self.function, arguments, code, i]) for i in range(self.n))
+
+    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+        """Return (n,) float32, what the function returned, in the order of `positions`.
 
         Raises:
             EvaluationError: The function raised, or returned another number of scores, or
                 one that is not finite.
         """
         function = self._load()
+        wanted = chosen(self.n, positions)
+        takes_positions = "positions" in inspect.signature(function).parameters
+        arguments = {**self.arguments, **({"positions": wanted} if takes_positions else {})}
+        n = len(wanted) if takes_positions else self.n
         subject.require(self.auto_class, initialised=False)
         try:
             with torch.inference_mode():
-                scores = [float(score) for score in function(subject, **self.arguments)]
+                scores = [float(score) for score in function(subject, **arguments)]
         except EvomergeError:
             raise
         except (MemoryError, torch.OutOfMemoryError):
@@ -86,12 +110,12 @@ class PythonFunction:
             raise EvaluationError(
                 f"{subject.name}: {self.function} failed: {type(error).__name__}: {error}"
             ) from error
-        if len(scores) != self.n:
+        if len(scores) != n:
             raise EvaluationError(
-                f"{subject.name}: {self.function} returned {len(scores)} scores, "
-                f"expected n={self.n}"
+                f"{subject.name}: {self.function} returned {len(scores)} scores, expected n={n}"
             )
-        return checked_scores(scores, n=self.n, subject=subject.name, path=self.function)
+        found = checked_scores(scores, n=n, subject=subject.name, path=self.function)
+        return found if takes_positions else found[wanted]
 
     def _load(self) -> Callable[..., Any]:
         module_name, _, name = self.function.partition(":")

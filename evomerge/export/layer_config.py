@@ -92,6 +92,19 @@ def stacked_config(donor: Config, plan: LayerPlan, configs: Mapping[str, Config]
     return result
 
 
+def stacked_settings(
+    donor: Config, plan: LayerPlan, configs: Mapping[str, Config]
+) -> dict[str, Any]:
+    """Return what `stacked_config` changes in the config of the language model: key -> value.
+
+    The number of layers is always among it, under transformers' common name.
+    """
+    before, after = _layered(donor), _layered(stacked_config(donor, plan, configs))
+    assert before is not None and after is not None  # stacked_config has looked
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    return changed | {"num_hidden_layers": len(plan.layers)}
+
+
 def _layered(config: Config) -> dict[str, Any] | None:
     """Return the part of a config that states the number of layers of the language model."""
     for part in (*(config.get(key) for key in _PARTS), config):

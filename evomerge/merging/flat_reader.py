@@ -14,7 +14,7 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.errors import ConfigError
 from evomerge.merging.source import TensorSource
 
-# 8 MB of float64 per source.
+# 4 MB of float32 per source.
 PIECE = 1 << 20
 
 
@@ -52,19 +52,19 @@ class FlatReader:
         base = self._sources[0].read_range(name, start, stop).float()
         return self._sources[source].read_range(name, start, stop).float() - base
 
-    def basis(self, name: str, start: int, stop: int) -> Tensor:
-        """Return (K, n) float64: s_0 and s_k - s_0, subtracted in float64."""
+    def parts(self, name: str, start: int, stop: int) -> tuple[list[Tensor], list[bool]]:
+        """Return what the basis (s_0, s_1 - s_0, …) is made of.
+
+        Returns:
+            (K,) tensors of (n,) as they are stored, an exact task vector instead of its source,
+            and (K,) whether s_0 is yet to be subtracted from it.
+        """
         exact = self._exact_deltas(name)
-        out = torch.empty((len(self._sources), stop - start), dtype=torch.float64)
-        out[0] = self._sources[0].read_range(name, start, stop)
-        for k, source in enumerate(self._sources[1:], start=1):
-            delta = exact[k]
-            if delta is None:
-                out[k] = source.read_range(name, start, stop)
-                out[k] -= out[0]
-            else:
-                out[k] = delta[start:stop]
-        return out
+        found = [
+            source.read_range(name, start, stop) if delta is None else delta[start:stop]
+            for source, delta in zip(self._sources, exact, strict=True)
+        ]
+        return found, [k > 0 and delta is None for k, delta in enumerate(exact)]
 
     def ranges(
         self, piece: int = PIECE, *, names: Collection[str] | None = None
@@ -81,14 +81,31 @@ class FlatReader:
             for start in range(0, tensor.spec.n_elements, piece):
                 yield tensor.spec.name, start, min(start + piece, tensor.spec.n_elements)
 
-    def flat_basis(self, start: int, stop: int) -> Tensor:
-        """Return (K, n) float64 basis over elements [start, stop) of the flattened order."""
-        parts: list[Tensor] = []
+    def flat_parts(self, start: int, stop: int) -> tuple[list[Tensor], list[bool]]:
+        """Return `parts` of elements [start, stop) of the flattened order, one tensor each."""
+        found = []
         for tensor in self.space.merged:
             low = max(start, tensor.offset)
             high = min(stop, tensor.offset + tensor.spec.n_elements)
             if low < high:
-                parts.append(
-                    self.basis(tensor.spec.name, low - tensor.offset, high - tensor.offset)
+                found.append(
+                    self.parts(tensor.spec.name, low - tensor.offset, high - tensor.offset)
                 )
-        return torch.cat(parts, dim=1)
+        subtracts = [all(flags) for flags in zip(*(flags for _, flags in found), strict=True)]
+        joined = []
+        for k, is_difference in enumerate(subtracts):
+            pieces = [tensors[k] for tensors, _ in found]
+            if k and not is_difference:
+                # Known exactly in some of these tensors only: float64 holds every difference.
+                pieces = [
+                    piece.double() - tensors[0].double() if flags[k] else piece.double()
+                    for piece, (tensors, flags) in zip(pieces, found, strict=True)
+                ]
+            joined.append(torch.cat(_of_one_dtype(pieces)))
+        return joined, subtracts
+
+
+def _of_one_dtype(pieces: list[Tensor]) -> list[Tensor]:
+    if len({piece.dtype for piece in pieces}) == 1:
+        return pieces
+    return [piece.double() for piece in pieces]

@@ -61,12 +61,14 @@ def kernel_arrays(out: Tensor, sources: Sequence[Tensor]) -> tuple[Array, tuple[
     return target, tuple(arrays)
 
 
-def in_threads(kernel: Callable[[int, int], bool], n_elements: int) -> bool:
+def in_threads(
+    kernel: Callable[[int, int], bool], n_elements: int, *, run: int = RUN
+) -> bool:
     """Call `kernel(start, stop)` on whole runs, on as many threads as torch uses; all must hold."""
     n_threads = max(1, min(torch.get_num_threads(), n_elements // _PER_THREAD))
     if n_threads == 1:
         return bool(kernel(0, n_elements))
-    step = -(-n_elements // (n_threads * RUN)) * RUN
+    step = -(-n_elements // (n_threads * run)) * run
     starts = range(0, n_elements, step)
     with ThreadPoolExecutor(n_threads) as pool:
         parts = [pool.submit(kernel, start, min(start + step, n_elements)) for start in starts]

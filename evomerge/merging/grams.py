@@ -1,9 +1,10 @@
 """Gram matrices of the sources, per tensor and per block of the flattened order.
 
-All sums run in float64 over rows of fixed length in a fixed order (`sums`), so that neither the
-number of threads nor the memory at hand changes a bit. Models are streamed in pieces.
+All sums run in float64, in `LANES` partial sums over rows of fixed length, so that neither the
+number of threads nor the memory at hand changes a bit, and the compiled kernel gives the bits of
+plain torch. Models are streamed in pieces.
 
-Shape letters: K sources, B blocks.
+Shape letters: K sources, B blocks, R rows, n elements.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.model_space import ModelSpace
 from evomerge.merging.cache import CacheEntry, TensorCache
 from evomerge.merging.cached import Filled, exhaust, layout_key, remember
-from evomerge.merging.flat_reader import PIECE, FlatReader
+from evomerge.merging.flat_reader import FlatReader
+from evomerge.merging.fused import MAX_SOURCES, MIN_ELEMENTS, Array, as_array, in_threads
+from evomerge.merging.philox import RUN
 from evomerge.merging.source import TensorSource, content_key
-from evomerge.merging.sums import ROW, exact_column_sums, row_sums
+from evomerge.merging.sums import LANES, ROW, exact_column_sums, row_sums
 
-_VERSION = 1  # of Gram matrices in a cache
+_VERSION = 2  # of Gram matrices in a cache
+# Elements that are read at a time; a multiple of `ROW`.
+PIECE = 1 << 22
+# Elements whose products plain torch holds at a time.
+_TORCH_PIECE = 1 << 18
 # Block Grams are kept in items of this many pieces.
 _PIECES_PER_ITEM = 64
 
@@ -79,30 +86,97 @@ def _all_sources(space: ModelSpace, sources: Mapping[str, TensorSource]) -> dict
 
 def gram_of(tensors: Sequence[Tensor]) -> FloatArray:
     """Return the (K, K) Gram matrix of tensors in memory, over (s_0, s_1 - s_0, …)."""
-    basis = torch.stack([tensor.double().reshape(-1) for tensor in tensors])
-    basis[1:] -= basis[0].clone()
-    gram: FloatArray = exact_column_sums(_row_grams(basis, ROW)).numpy()
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    rows = gram_rows(flat, [False] + [True] * (len(flat) - 1), ROW)
+    gram: FloatArray = exact_column_sums(rows).numpy()
     return gram
 
 
 def _tensor_gram(reader: FlatReader, name: str, n_elements: int) -> FloatArray:
     parts = [
-        _row_grams(reader.basis(name, start, min(start + PIECE, n_elements)), ROW)
+        gram_rows(*reader.parts(name, start, min(start + PIECE, n_elements)), ROW)
         for start in range(0, n_elements, PIECE)
     ]
     gram: FloatArray = exact_column_sums(torch.cat(parts, dim=-1)).numpy()
     return gram
 
 
-def _row_grams(basis: Tensor, row: int) -> Tensor:
-    """Return (K, K, n / row) Gram matrices of each run of `row` elements of a (K, n) basis."""
-    k = len(basis)
-    n_rows = -(-basis.shape[1] // row)
-    out = torch.empty((k, k, n_rows), dtype=torch.float64)
-    for i in range(k):
-        for j in range(i, k):
-            out[i, j] = out[j, i] = row_sums(basis[i] * basis[j], row)
+def gram_rows(sources: Sequence[Tensor], subtracts: Sequence[bool], row: int) -> Tensor:
+    """Return the Gram matrix of each run of `row` elements.
+
+    Args:
+        sources: (K,) tensors of (n,), any float dtypes.
+        subtracts: (K,) whether source 0 is subtracted from it, in float64; not from itself.
+        row: Elements per run, a power of two; the last run may be shorter.
+
+    Returns:
+        (K, K, R) float64.
+    """
+    k, n = len(sources), sources[0].numel()
+    pairs = torch.empty((k * (k + 1) // 2, -(-n // row)), dtype=torch.float64)
+    arrays = _kernel_arrays(sources) if row >= LANES else None
+    if arrays is None:
+        step = max(_TORCH_PIECE // row, 1) * row
+        for start in range(0, n, step):
+            found = torch_gram_rows([s[start : start + step] for s in sources], subtracts, row)
+            pairs[:, start // row : start // row + found.shape[1]] = found
+    else:
+        _compiled_gram_rows(pairs.numpy(), arrays, subtracts, row)
+    i, j = torch.triu_indices(k, k)
+    out = torch.empty((k, k, pairs.shape[1]), dtype=torch.float64)
+    out[i, j] = out[j, i] = pairs
     return out
+
+
+def _kernel_arrays(sources: Sequence[Tensor]) -> tuple[Array, ...] | None:
+    """Return what the kernel reads, of one dtype, or None when torch has to do it."""
+    dtypes = {tensor.dtype for tensor in sources}
+    if sources[0].numel() < MIN_ELEMENTS or len(sources) > MAX_SOURCES or torch.float64 in dtypes:
+        return None
+    if dtypes not in ({torch.float32}, {torch.bfloat16}):
+        sources = [tensor.float() for tensor in sources]  # exact
+    arrays = [array for array in map(as_array, sources) if array is not None]
+    return tuple(arrays) if len(arrays) == len(sources) else None
+
+
+def _compiled_gram_rows(
+    out: Array, arrays: tuple[Array, ...], subtracts: Sequence[bool], row: int
+) -> None:
+    from evomerge.merging.kernels import grams as kernels
+
+    origins = tuple(map(float, subtracts))
+
+    def part(start: int, stop: int) -> bool:
+        rows = out[:, start // row : -(-stop // row)]
+        kernels.gram_rows(rows, tuple(array[start:stop] for array in arrays), origins, row)
+        return True
+
+    in_threads(part, arrays[0].size, run=max(row, RUN))
+
+
+def torch_gram_rows(sources: Sequence[Tensor], subtracts: Sequence[bool], row: int) -> Tensor:
+    """Return (P, R) what the compiled kernel writes, for the P pairs i <= j in order."""
+    n_rows = -(-sources[0].numel() // row)
+    width = min(row, LANES)
+    # A single row need not be filled up to its end: zeros change no sum.
+    length = row if n_rows > 1 else -(-sources[0].numel() // width) * width
+    basis = torch.zeros((len(sources), n_rows * length), dtype=torch.float64)
+    for k, (source, is_difference) in enumerate(zip(sources, subtracts, strict=True)):
+        basis[k, : source.numel()] = source
+        if is_difference:
+            basis[k] -= basis[0]
+    groups = basis.reshape(len(sources), n_rows, -1, width)
+    lines = []
+    for k in range(len(sources)):
+        products = groups[k] * groups[k:]
+        lanes = torch.zeros((len(sources) - k, n_rows, width), dtype=torch.float64)
+        for group in range(products.shape[2]):
+            lanes += products[:, :, group]
+        while lanes.shape[-1] > 1:
+            half = lanes.shape[-1] // 2
+            lanes = lanes[..., :half] + lanes[..., half:]
+        lines.append(lanes[..., 0])
+    return torch.cat(lines)
 
 
 class BlockGrams:
@@ -146,8 +220,8 @@ class BlockGrams:
         piece = max(self._block, PIECE)
         grams = []
         for low in range(start, stop, piece):
-            basis = self._reader.flat_basis(low, min(low + piece, stop))
-            sums = row_sums(_row_grams(basis, row), self._block // row)
+            parts = self._reader.flat_parts(low, min(low + piece, stop))
+            sums = row_sums(gram_rows(*parts, row), self._block // row)
             grams.append(sums.permute(2, 0, 1))
         return {"grams": torch.cat(grams)}
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 ROW = 4096
+# Partial sums of a row that a compiled kernel adds side by side.
+LANES = 64
 _ROWS_PER_PASS = 256
 
 

@@ -20,12 +20,11 @@ class WeightsDigest:
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take in one tensor, of any dtype, shape and device; it replaces an earlier one."""
-        content = xxhash.xxh3_128()
-        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        if flat.numel():
-            content.update(flat.cpu().numpy().data)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self._entries[name] = f"{dtype}{list(tensor.shape)}:{content.hexdigest()}"
+        self.add_content(name, content_of(tensor))
+
+    def add_content(self, name: str, content: str) -> None:
+        """Take in one tensor of which `content_of` is known."""
+        self._entries[name] = content
 
     def hexdigest(self) -> str:
         """Return the digest of everything taken in so far, 32 hex digits."""
@@ -34,3 +33,13 @@ class WeightsDigest:
             total.update(f"{name}:{self._entries[name]}\n".encode())
         digest: str = total.hexdigest()
         return digest
+
+
+def content_of(tensor: Tensor) -> str:
+    """Return dtype, shape and digest of the bytes of a tensor, as one text."""
+    content = xxhash.xxh3_128()
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if flat.numel():
+        content.update(flat.cpu().numpy().data)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype}{list(tensor.shape)}:{content.hexdigest()}"

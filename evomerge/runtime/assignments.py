@@ -6,10 +6,12 @@ exactly once: through `finish`, through `lose` on its last attempt, or through `
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from evomerge.core.candidate import Candidate, Evaluation
@@ -89,7 +91,8 @@ class Assignments:
         self._clock = clock
         self._queue: deque[Candidate] = deque()
         self._lost: dict[int, int] = {}  # candidate id -> attempts lost so far
-        self._running: dict[str, Assignment] = {}  # worker -> what it scores
+        # Worker -> what it scores, by rising deadline: all attempts have the same time.
+        self._running: dict[str, Assignment] = {}
         self._outstanding: set[int] = set()
 
     def __len__(self) -> int:
@@ -155,11 +158,13 @@ class Assignments:
     def overdue(self) -> list[str]:
         """Return the workers whose deadline has passed."""
         now = self._clock()
-        return [name for name, running in self._running.items() if running.deadline <= now]
+        late = takewhile(lambda item: item[1].deadline <= now, self._running.items())
+        return [name for name, _ in late]
 
     def next_deadline(self) -> float:
         """Return the earliest deadline, or infinity."""
-        return min((running.deadline for running in self._running.values()), default=float("inf"))
+        first = next(iter(self._running.values()), None)
+        return math.inf if first is None else first.deadline
 
     def withdraw(self) -> list[int]:
         """Empty the queue; returns the ids that were in it."""

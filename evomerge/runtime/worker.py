@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.core.arrays import ScoreArray
+from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
@@ -87,7 +88,7 @@ class Worker:
             subject.name = f"candidate {candidate.id}"  # in messages
         try:
             weights = self.install(candidate.recipe)
-            evaluation = Evaluation(candidate, self.score(), None, weights)
+            evaluation = Evaluation(candidate, self.score(candidate.examples), None, weights)
         except torch.AcceleratorError as error:
             raise ExecutorError(
                 f"{self._device} failed at candidate {candidate.id}: {first_line(error)}. Nothing "
@@ -137,17 +138,38 @@ class Worker:
             resident.update((name, keys[name]) for name in changed)
         return self._digest.hexdigest()
 
-    def score(self) -> dict[str, ScoreArray]:
-        """Return every task's per-example scores of the installed model."""
+    def score(self, examples: IntArray | None = None) -> dict[str, ScoreArray]:
+        """Return every task's per-example scores of the installed model.
+
+        Args:
+            examples: (n,) positions over all tasks, in task-name order; None: all.
+
+        Returns:
+            Task -> (N_task,) scores, NaN where an example was not asked for.
+
+        Raises:
+            EvaluationError: A task cannot be scored.
+        """
         scores: dict[str, ScoreArray] = {}
+        start = 0
         for task, (evaluator, subject) in self._evaluators.items():
-            values = evaluator.evaluate(subject)
-            if values.shape != (evaluator.n_examples(),):
-                raise EvaluationError(
-                    f"task {task!r}: {values.shape} scores for {evaluator.n_examples()} examples"
-                )
-            scores[task] = values
+            n_examples = evaluator.n_examples()
+            if examples is None:
+                scores[task] = _checked(task, evaluator.evaluate(subject), n_examples)
+            else:
+                own = examples[(examples >= start) & (examples < start + n_examples)] - start
+                scores[task] = np.full(n_examples, np.nan, np.float32)
+                if len(own):
+                    found = evaluator.evaluate(subject, own)
+                    scores[task][own] = _checked(task, found, len(own))
+            start += n_examples
         return scores
+
+
+def _checked(task: str, scores: ScoreArray, n_examples: int) -> ScoreArray:
+    if scores.shape != (n_examples,):
+        raise EvaluationError(f"task {task!r}: {scores.shape} scores for {n_examples} examples")
+    return scores
 
 
 def _digested(

@@ -3,7 +3,8 @@
 ``header``  config, source digests, package versions: everything a replay depends on
 ``asked``   one proposal: id, recipe, parents
 ``told``    one result in the order the algorithm learns of it: objectives and the row and
-            digest of its per-example scores, or the error
+            digest of its per-example scores, or the error; with a number of `examples` and
+            without objectives where only so many are scored by now
 
 Events hold nothing that differs between two runs of one seed: no times, hosts or attempts
 (those go to events.log). In ordered mode two runs therefore have identical journals.
@@ -11,9 +12,11 @@ Events hold nothing that differs between two runs of one seed: no times, hosts o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from evomerge.core.arrays import IntArray
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, JournalError
@@ -22,9 +25,9 @@ from evomerge.seeding import derive
 Event = Mapping[str, Any]
 
 
-def asked_event(candidate: Candidate) -> dict[str, Any]:
-    """Return the event that a candidate was proposed."""
-    return {
+def asked_event(candidate: Candidate, examples: IntArray | None = None) -> dict[str, Any]:
+    """Return the event that a candidate was proposed, for some examples or (None) for all."""
+    event: dict[str, Any] = {
         "kind": "asked",
         "id": candidate.id,
         "digest": candidate.recipe.digest(),
@@ -32,6 +35,17 @@ def asked_event(candidate: Candidate) -> dict[str, Any]:
         "parents": list(candidate.parents),
         "recipe": candidate.recipe.to_json(),
     }
+    if examples is not None:
+        event["examples"] = examples_digest(examples)
+    return event
+
+
+def examples_digest(examples: IntArray | None) -> str | None:
+    """Return what the journal keeps of (n,) positions: how many, and 16 hex digits of them."""
+    if examples is None:
+        return None
+    found = hashlib.blake2b(examples.astype("<i8").tobytes(), digest_size=8).hexdigest()
+    return f"{len(examples)}:{found}"
 
 
 def told_event(
@@ -46,7 +60,7 @@ def told_event(
 
     Args:
         evaluation: The result.
-        objectives: (M,) values, None on failure.
+        objectives: (M,) values, None on failure and where not every example is scored.
         row: Row of the per-example scores in the side file (ignored on failure).
         scores_digest: Digest of that row.
         measured: (C,) what the constraints measure; None in a run without constraints.
@@ -56,8 +70,11 @@ def told_event(
         return event | {"error": evaluation.error}
     if measured:
         event["measured"] = measured
+    if evaluation.examples is not None:
+        event["examples"] = len(evaluation.examples)
+    else:
+        event["objectives"] = objectives
     return event | {
-        "objectives": objectives,
         "row": row,
         "scores": scores_digest,
         "weights": evaluation.weights_digest,

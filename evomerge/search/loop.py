@@ -9,22 +9,30 @@ they arrive: never idle, not repeatable, but still replayable from the journal.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from evomerge.algorithms.algorithm import SearchAlgorithm
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
+from evomerge.core.choice_space import Space
 from evomerge.core.constrained_front import ConstrainedFront
 from evomerge.core.front_rows import front_rows
 from evomerge.core.objective import Objectives
 from evomerge.core.pareto import frozen_reference
 from evomerge.core.population import Population
-from evomerge.core.search_space import SearchSpace
 from evomerge.errors import EvaluationError, ReplayError, RunError
-from evomerge.search.events import Event, asked_event, candidate_of, candidate_seed, told_event
+from evomerge.search.events import (
+    Event,
+    asked_event,
+    candidate_of,
+    candidate_seed,
+    examples_digest,
+    told_event,
+)
+from evomerge.search.ledger import Ledger
 from evomerge.search.ports import Executor, Outcome, RunLog
 from evomerge.seeding import generator
 
@@ -44,10 +52,12 @@ class LoopPlan:
 
     Attributes:
         seed: Root seed of the run.
-        evaluations: Stop after this many results, failures included.
+        evaluations: Stop after this many results, failures included; of candidates that are asked
+            for some of the examples, as many count as one as have all examples together.
         look_ahead: Candidates that may be asked for and not yet told.
         tell_order: "asked" (repeatable) or "completed".
         seconds: Stop asking after this much wall time in this session; None: no limit.
+        tasks: Task -> number of examples.
     """
 
     seed: int
@@ -55,6 +65,12 @@ class LoopPlan:
     look_ahead: int
     tell_order: TellOrder = "asked"
     seconds: float | None = None
+    tasks: Mapping[str, int] = field(kw_only=True)
+
+    @property
+    def n_examples(self) -> int:
+        """N, of all tasks."""
+        return sum(self.tasks.values())
 
 
 class SearchLoop:
@@ -64,7 +80,7 @@ class SearchLoop:
         self,
         *,
         algorithm: SearchAlgorithm,
-        space: SearchSpace,
+        space: Space,
         objectives: Objectives,
         log: RunLog,
         plan: LoopPlan,
@@ -80,13 +96,17 @@ class SearchLoop:
         self.stop_requested = False
         self.n_asked = 0
         self.n_told = 0
+        self.examples_asked = 0
+        self.examples_told = 0
         self.waiting: dict[int, Candidate] = {}  # asked and not told, in id order
         self._founders: list[Proposal] = list(space.founders)
         self._n_founders = len(self._founders)
         self._founders_left = self._n_founders
         self._ready: dict[int, Evaluation] = {}  # finished, not yet told
         self._parked: set[int] = set()  # of those, kept on disk
+        self._costs: dict[int, int] = {}  # examples asked for, of those waiting
         self._digests: dict[int, str] = {}
+        self._ledger = Ledger(log, plan.tasks)
         self._streak = 0  # failures in a row, in this process
         self._last: Evaluation | None = None
         self.on_change = on_change or (lambda _: None)
@@ -108,7 +128,11 @@ class SearchLoop:
             if event["kind"] == "asked":
                 recorded = candidate_of(event, self.plan.seed)
                 again = self._next_proposal()
-                if again is None or again.recipe.digest() != event["digest"]:
+                if (
+                    again is None
+                    or again.recipe.digest() != event["digest"]
+                    or examples_digest(again.examples) != event.get("examples")
+                ):
                     raise ReplayError(
                         f"ask #{recorded.id} now yields recipe "
                         f"{again.recipe.digest() if again else 'nothing'}, the journal has "
@@ -121,6 +145,13 @@ class SearchLoop:
                 candidate = self.waiting.get(int(event["id"]))
                 if candidate is None:
                     raise ReplayError(f"the journal tells candidate {event['id']} twice or unasked")
+                if evaluation.error is None:
+                    self._ledger.enter(
+                        self._digests[candidate.id],
+                        int(event["row"]),
+                        str(event["scores"]),
+                        str(event["weights"]),
+                    )
                 self._learn(replace(evaluation, candidate=candidate))
             else:
                 raise ReplayError(f"the journal has an event of unknown kind {event['kind']!r}")
@@ -152,7 +183,7 @@ class SearchLoop:
             self._fill(executor)
             self._tell_ready(executor)
             if not self.waiting:
-                if self.n_asked < self.plan.evaluations:
+                if self.has_budget:
                     reason = "exhausted"
                 break
             self._collect(executor)
@@ -166,16 +197,29 @@ class SearchLoop:
 
         Without an executor the candidates are journalled only; a resume will submit them.
         """
-        while len(self.waiting) < self.plan.look_ahead and self.n_asked < self.plan.evaluations:
+        while len(self.waiting) < self.plan.look_ahead and self.has_budget:
             proposal = self._next_proposal()
             if proposal is None:
                 return
             candidate = self._register(proposal)
-            self.log.append(asked_event(candidate))
+            self.log.append(asked_event(candidate, proposal.examples))
             self._submit(candidate, executor)
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether more may be asked for."""
+        return self.examples_asked < self.plan.evaluations * self.plan.n_examples
+
+    @property
+    def done(self) -> float:
+        """How many evaluations of all examples were told, or as many examples of more of them."""
+        return self.examples_told / self.plan.n_examples
+
     def _submit(self, candidate: Candidate, executor: Executor | None) -> None:
-        """Score a candidate, unless its result has arrived before (a crash, a warm start)."""
+        """Score a candidate, unless its result is known (a crash, a warm start, the ledger)."""
+        if candidate.examples is not None and not len(candidate.examples):
+            self._ready[candidate.id] = Evaluation(candidate)
+            return
         parked = self.log.parked(candidate)
         if parked is not None:
             self._ready[candidate.id] = parked
@@ -212,7 +256,7 @@ class SearchLoop:
             turn = next(iter(self.waiting if self.plan.tell_order == "asked" else self._ready))
             if turn not in self._ready:
                 return
-            evaluation = self._ready.pop(turn)
+            evaluation = self._ledger.with_known(self._digests[turn], self._ready.pop(turn))
             self._journal_told(evaluation)
             if self._learn(evaluation):
                 self.log.publish(self.front_json)
@@ -247,37 +291,51 @@ class SearchLoop:
         return self._founders.pop(0) if self._founders else self.algorithm.ask()
 
     def _register(self, proposal: Proposal) -> Candidate:
+        digest = proposal.recipe.digest()
         candidate = Candidate(
             self.n_asked,
             proposal.recipe,
             proposal.parents,
             candidate_seed(self.plan.seed, self.n_asked),
             proposal.origin,
+            self._ledger.missing(digest, proposal.examples),
         )
         self.n_asked += 1
         self.waiting[candidate.id] = candidate
-        self._digests[candidate.id] = candidate.recipe.digest()
+        self._digests[candidate.id] = digest
+        # What was asked for, whether it must be scored or is known: an algorithm that proposes
+        # one recipe again and again has to end.
+        asked = self.plan.n_examples if proposal.examples is None else len(proposal.examples)
+        self._costs[candidate.id] = asked
+        self.examples_asked += asked
         return candidate
 
     def _journal_told(self, evaluation: Evaluation) -> None:
         if evaluation.error is not None:
             self.log.append(told_event(evaluation, None, -1, ""))
             return
-        values = [float(value) for value in self.objectives.values(evaluation)]
-        measured = [float(value) for value in self.front.feasibility.measure(evaluation)]
-        if not np.isfinite(values + measured).all():
-            raise RunError(f"candidate {evaluation.candidate.id}: an objective is not finite")
+        values, measured = None, None
+        if evaluation.examples is None:
+            values = [float(value) for value in self.objectives.values(evaluation)]
+            measured = [float(value) for value in self.front.feasibility.measure(evaluation)]
+            if not np.isfinite(values + measured).all():
+                raise RunError(f"candidate {evaluation.candidate.id}: an objective is not finite")
         row, digest = self.log.append_scores(evaluation.flat_scores())
         self.log.append(told_event(evaluation, values, row, digest, measured=measured))
+        recipe = self._digests[evaluation.candidate.id]
+        self._ledger.enter(recipe, row, digest, evaluation.weights_digest)
 
     def _learn(self, evaluation: Evaluation) -> bool:
         """Take a result into population, front and algorithm; return whether the front changed."""
         candidate = self.waiting.pop(evaluation.candidate.id)
         self.n_told += 1
-        values = None if evaluation.error is not None else self.objectives.values(evaluation)
-        self.population.add(evaluation, values)
+        self.examples_told += self._costs.pop(candidate.id)
         changed = False
-        if values is not None:
+        if evaluation.error is not None:
+            self.population.add(evaluation, None)
+        elif evaluation.examples is None:
+            values = self.objectives.values(evaluation)
+            self.population.add(evaluation, values)
             measured = self.front.feasibility.measure(evaluation)
             changed = self.front.add(candidate.id, values, measured, candidate.origin)
         if candidate.id < self._n_founders:

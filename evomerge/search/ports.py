@@ -62,6 +62,10 @@ class RunLog(Protocol):
         """Append one (N,) row of per-example scores; return its row number and digest."""
         ...
 
+    def read_scores(self, row: int, digest: str) -> ScoreArray:
+        """Return an (N,) row that was appended."""
+        ...
+
     def park(self, evaluation: Evaluation) -> None:
         """Keep a result that arrived before its turn, so that a crash does not lose it."""
         ...

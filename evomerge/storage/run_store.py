@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.core.arrays import ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.candidate import Candidate, Evaluation, scored_examples, split_scores
 from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import JournalError, RunError
 from evomerge.storage.atomic import sync_folder, write_atomically
@@ -157,17 +157,16 @@ def stored_evaluations(
             yield event, Evaluation(STAND_IN, error=str(event["error"]))
         else:
             row = scores.read(int(event["row"]), str(event["scores"]))
-            yield event, Evaluation(STAND_IN, split_scores(row, tasks), None, str(event["weights"]))
-
-
-def split_scores(row: ScoreArray, tasks: Mapping[str, int]) -> dict[str, ScoreArray]:
-    """Cut an (N,) row into tasks, in task-name order."""
-    parts: dict[str, ScoreArray] = {}
-    start = 0
-    for task in sorted(tasks):
-        parts[task] = row[start : start + tasks[task]]
-        start += tasks[task]
-    return parts
+            yield (
+                event,
+                Evaluation(
+                    STAND_IN,
+                    split_scores(row, tasks),
+                    None,
+                    str(event["weights"]),
+                    scored_examples(row),
+                ),
+            )
 
 
 def parked_file(evaluation: Evaluation) -> tuple[str, bytes]:
@@ -257,6 +256,10 @@ class RunStore:
         """Append one row of per-example scores, if this driver still owns the run."""
         self.lease.check()
         return self.scores.append(scores)
+
+    def read_scores(self, row: int, digest: str) -> ScoreArray:
+        """Return one (N,) row of per-example scores, checked against its digest."""
+        return self.scores.read(row, digest)
 
     def park(self, evaluation: Evaluation) -> None:
         """Keep a result that arrived before its turn in ``arrived/<id>.json``."""

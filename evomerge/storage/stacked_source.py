@@ -85,7 +85,7 @@ class StackedSource:
             SourceError: There is no such tensor.
         """
         origin = self._origin(name)
-        return _scaled(self._sources[origin.source].read(origin.name), origin.scale)
+        return scaled(self._sources[origin.source].read(origin.name), origin.scale)
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, (stop - start,).
@@ -96,7 +96,7 @@ class StackedSource:
         """
         origin = self._origin(name)
         part = self._sources[origin.source].read_range(origin.name, start, stop)
-        return _scaled(part, origin.scale)
+        return scaled(part, origin.scale)
 
     def exact_delta(self, name: str) -> None:
         """Return None: a source's task vector is relative to its own base's layer."""
@@ -227,8 +227,8 @@ def _check_shapes(headers: Mapping[str, SourceHeader]) -> None:
                 )
 
 
-def _scaled(tensor: Tensor, scale: float) -> Tensor:
-    """Return scale * tensor, computed in float32 at least and rounded once."""
+def scaled(tensor: Tensor, scale: float) -> Tensor:
+    """Return scale * tensor, computed in float32 at least and rounded once to its dtype."""
     if scale == 1.0:
         return tensor
     wide = torch.promote_types(tensor.dtype, torch.float32)

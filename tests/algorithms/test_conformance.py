@@ -17,7 +17,7 @@ from evomerge.core.candidate import Proposal
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 from evomerge.seeding import generator
-from evomerge.testing import check_search_algorithm, linear_problem
+from evomerge.testing import check_search_algorithm, choice_problem, linear_problem
 
 CONFIGS = [
     *((name, {}) for name in search_algorithms.names()),
@@ -70,6 +70,31 @@ def test_algorithm_keeps_the_contract(name, config):
     check_search_algorithm(functools.partial(search_algorithms.get(name), **config))
 
 
+CHOICES = [
+    *((name, {}) for name in search_algorithms.names()),
+    ("amortized_pareto", {"variant": "nested", "samples_per_merge": 5}),
+    ("nevergrad", {"optimizer": "DE"}),
+    ("optuna", {"options": {"multivariate": True}}),
+    ("optuna", {"sampler": "NSGAIIISampler", "options": {"population_size": 8}}),
+    ("optuna", {"sampler": "RandomSampler"}),
+    ("optuna", {"sampler": "QMCSampler"}),
+    ("ribs", {"emitter": "IsoLineEmitter", "cells": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), CHOICES, ids=label)
+def test_algorithm_keeps_the_contract_where_the_method_is_searched_too(name, config):
+    cls = search_algorithms.get(name)
+    if name == "ribs" and importlib.util.find_spec("ribs") is None:
+        pytest.skip("pyribs, an extra, is not installed")
+    if getattr(cls, "needs_span", False):
+        problem = choice_problem()
+        with pytest.raises(ConfigError, match=f"{name!r}.*'linear or task_arithmetic or magmax'"):
+            cls(**config).start(problem.space, problem.objectives, generator(0))
+        return
+    check_search_algorithm(functools.partial(cls, **config), choice_problem())
+
+
 @pytest.mark.parametrize("name", search_algorithms.names())
 def test_config_fields_are_exactly_the_keywords(name):
     cls = search_algorithms.get(name)
@@ -87,7 +112,7 @@ def test_config_fields_are_exactly_the_keywords(name):
 def test_a_space_without_dimensions_is_refused(name):
     problem = linear_problem()
     empty = SearchSpace("linear", problem.space.sources, "global", 1, ())
-    with pytest.raises(ConfigError, match="nothing to search"):
+    with pytest.raises(ConfigError, match=f"algorithm '{name}' has nothing to search"):
         search_algorithms.get(name)().start(empty, problem.objectives, generator(0))
 
 

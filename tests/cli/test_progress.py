@@ -24,7 +24,7 @@ def lowered(told, to):
     loop.run(ShuffledExecutor(0))
     loop.stop_requested = False
     plan = loop.plan
-    loop.plan = LoopPlan(plan.seed, to, plan.look_ahead, plan.tell_order)
+    loop.plan = LoopPlan(plan.seed, to, plan.look_ahead, plan.tell_order, tasks=plan.tasks)
     assert loop.waiting
     return loop
 

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from evomerge.algorithms.random_search import RandomSearch
-from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.candidate import Candidate, Evaluation, scored_examples
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.search_space import SearchedParam, SearchSpace
 from evomerge.search.loop import LoopPlan, SearchLoop
@@ -46,6 +46,9 @@ class MemoryLog:
     def append_scores(self, scores):
         self.rows.append(scores.copy())
         return len(self.rows) - 1, "digest"
+
+    def read_scores(self, row, digest):
+        return self.rows[row]
 
     def park(self, evaluation) -> None:
         self.park_box[evaluation.candidate.id] = evaluation
@@ -124,7 +127,7 @@ def make_loop(
         space=space,
         objectives=OBJECTIVES,
         log=log if log is not None else MemoryLog(),
-        plan=LoopPlan(seed, evaluations, look_ahead, tell_order),
+        plan=LoopPlan(seed, evaluations, look_ahead, tell_order, tasks={"a": 10, "b": 6}),
     )
 
 
@@ -138,7 +141,5 @@ def replayable(log: MemoryLog):
             yield event, Evaluation(stand_in, error=event["error"])
         else:
             row = log.rows[event["row"]]
-            yield (
-                event,
-                Evaluation(stand_in, {"a": row[:10], "b": row[10:]}, None, event["weights"]),
-            )
+            scores, examples = {"a": row[:10], "b": row[10:]}, scored_examples(row)
+            yield event, Evaluation(stand_in, scores, None, event["weights"], examples)

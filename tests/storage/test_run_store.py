@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.recipe import Recipe
 from evomerge.errors import JournalError, RunError, RunLockedError
 from evomerge.storage import lease as lease_module
-from evomerge.storage.run_store import RunFolder, RunStore, split_scores, stored_evaluations
+from evomerge.storage.run_store import RunFolder, RunStore, stored_evaluations
 
 HEADER = {"kind": "header", "format": 1}
 FILES = {"config.yaml": b"{}", "sources.json": b"[]"}

@@ -11,7 +11,7 @@ from typing import Any
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-from evomerge.merging import philox
+from evomerge.merging import philox, sums
 
 inline: Callable[..., Any] = njit(nogil=True, error_model="numpy", inline="always")
 _compiled: Callable[..., Any] = njit(nogil=True, error_model="numpy")
@@ -32,7 +32,7 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def _sources_digest() -> str:
     """Return a digest of the files whose code or constants kernels are made of."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(philox.__file__)]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(philox.__file__), Path(sums.__file__)]
     contents = (file.read_bytes() for file in files if file.is_file())
     return hashlib.sha256(b"".join(contents)).hexdigest()
 

@@ -1,0 +1,46 @@
+"""Scores on examples that the search never saw, beside those it optimised.
+
+Read from ``validation.json`` of a run, where there is one:
+``{"n": {objective: examples}, "candidates": {id: {objective: mean score}}}``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from evomerge.errors import RunError
+from evomerge.report.numbers import short
+from evomerge.report.scored import Scored
+
+FILE = "validation.json"
+
+
+def validation(scored: Scored) -> dict[str, Any] | None:
+    """Return search and validation values per candidate and objective; None without figures.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = scored.results.folder.path / FILE
+    if not path.is_file():
+        return None
+    searched = {int(i): row for i, row in zip(scored.ids, scored.objectives, strict=True)}
+    names = scored.results.objectives.names
+    try:
+        body = json.loads(path.read_bytes())
+        sizes = [int(body["n"].get(name, 0)) for name in names]
+        measured = {int(i): values for i, values in body["candidates"].items()}
+        ids = sorted(set(measured) & set(searched))
+        return {
+            "n": sizes,
+            "id": ids,
+            "search": [[short(float(searched[i][m])) for i in ids] for m in range(len(names))],
+            "validation": [[short(_number(measured[i].get(name))) for i in ids] for name in names],
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
