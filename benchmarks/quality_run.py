@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.problems.problem import Problem
 from evomerge.algorithms.algorithm import search_algorithms
+from evomerge.algorithms.races.race import Race
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.pareto import ParetoFront, frozen_reference, hypervolume
@@ -226,6 +227,7 @@ def run_search(
     seed: int,
     evaluations: int,
     settings: Mapping[str, Any] | None = None,
+    race: Race | None = None,
 ) -> RunResult:
     """Search one problem with one registered algorithm.
 
@@ -235,6 +237,7 @@ def run_search(
         seed: Of the run.
         evaluations: Budget in full evaluations, the founders' included.
         settings: The algorithm's configuration where it differs from its defaults.
+        race: How its candidates are raced; None: all are fully scored.
 
     Returns:
         The result; one without steps and with a note when the algorithm refuses the problem.
@@ -249,7 +252,7 @@ def run_search(
     recorder = Recorder(problem, scorer.recipes, checkpoints)
     try:
         loop = SearchLoop(
-            algorithm=cls(**keywords),
+            algorithm=cls(**keywords) if race is None else race.around(cls(**keywords)),
             space=problem.search_space(cls),
             objectives=problem.objectives,
             log=MemoryLog(),

@@ -12,120 +12,37 @@ import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evomerge.algorithms.algorithm import SearchAlgorithm
-from evomerge.core.arrays import FloatArray, ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation, Proposal
-from evomerge.core.choice_space import ChoiceSpace, Space
-from evomerge.core.linear_span import LinearSpan
-from evomerge.core.objective import Objective, Objectives
-from evomerge.core.recipe import Recipe, Setting
-from evomerge.core.search_space import SearchedParam, SearchSpace
+from evomerge.core.arrays import ScoreArray
+from evomerge.core.candidate import (
+    Candidate,
+    Evaluation,
+    scored_examples,
+    split_scores,
+)
+from evomerge.core.recipe import Recipe
 from evomerge.seeding import generator
+from evomerge.testing_problems import LinearProblem, choice_problem, linear_problem
 
 if TYPE_CHECKING:
     from evomerge.evaluation.evaluator import Evaluator
     from evomerge.evaluation.subject import Subject
 
-
-@dataclass(frozen=True)
-class LinearProblem:
-    """A search problem without models: three vectors of 64 numbers and their linear merges.
-
-    Attributes:
-        space: From `linear_problem`: weights of a base and two experts in [-0.5, 1.5], one group,
-            with span and founders (each source, and their mean). From `choice_problem`: these,
-            or task arithmetic, or each element's largest change.
-        objectives: Two, "first" and "second", one task each.
-        vectors: (K, D) the sources.
-    """
-
-    space: Space
-    objectives: Objectives
-    vectors: FloatArray
-
-    def merge(self, recipe: Recipe) -> FloatArray:
-        """Return the (D,) merged vector of a recipe of `space`, or of a "linear" one."""
-        if recipe.operator != "linear":
-            deltas = self.vectors[1:] - self.vectors[0]
-            if recipe.operator == "task_arithmetic":
-                change: FloatArray = recipe.params["weights"][0] @ deltas
-            else:
-                change = np.take_along_axis(deltas, np.abs(deltas).argmax(axis=0)[None], 0)[0]
-            changed: FloatArray = self.vectors[0] + recipe.params["lambda_"][0] * change
-            return changed
-        weights = recipe.params["weights"]
-        breaks = [0, self.vectors.shape[1]] if recipe.breaks is None else recipe.breaks
-        rows = np.repeat(weights, np.diff(np.asarray(breaks)), axis=0)
-        merged: FloatArray = np.einsum("dk,kd->d", rows, self.vectors)
-        return merged
-
-    def scores(self, recipe: Recipe) -> dict[str, ScoreArray]:
-        """Return 16 zeros or ones for "first" and 8 numbers in (0, 1] for "second"."""
-        merged = self.merge(recipe)
-        pieces = merged.reshape(16, -1).sum(axis=1)
-        goals = (self.vectors[1:].reshape(2, 16, -1).sum(axis=2)).max(axis=0)
-        near = np.exp(-((merged - self.vectors.mean(axis=0)).reshape(8, -1) ** 2).mean(axis=1))
-        return {
-            "first": (pieces > 0.6 * goals).astype(np.float32),
-            "second": near.astype(np.float32),
-        }
-
-
-def linear_problem() -> LinearProblem:
-    """Return the problem that `check_search_algorithm` uses by default."""
-    sources = ("base", "low", "high")
-    rng = np.random.Generator(np.random.Philox(key=7))
-    base = rng.normal(size=64)
-    low = base + np.where(np.arange(64) < 32, rng.uniform(0.5, 1.0, 64), 0.1 * rng.normal(size=64))
-    high = base + np.where(np.arange(64) < 32, 0.1 * rng.normal(size=64), rng.uniform(0.5, 1.0, 64))
-    vectors = np.stack([base, low, high])
-    basis = np.stack([base, low - base, high - base])
-    grams = np.einsum("id,jd->dij", basis, basis)
-    settings: dict[str, Setting] = {"normalize": False}
-
-    def founder(name: str, weights: list[float]) -> Proposal:
-        recipe = Recipe("linear", sources, {"weights": np.array([weights])}, settings=settings)
-        return Proposal(recipe, origin=f"founder: {name}")
-
-    space = SearchSpace(
-        "linear",
-        sources,
-        "global",
-        1,
-        (SearchedParam("weights", 3, True, -0.5, 1.5, 1.0 / 3.0),),
-        settings=settings,
-        span=LinearSpan.from_block_grams(sources, 64, 1, grams),
-        founders=(
-            founder("base", [1.0, 0.0, 0.0]),
-            founder("low", [0.0, 1.0, 0.0]),
-            founder("high", [0.0, 0.0, 1.0]),
-            founder("mean", [1.0 / 3.0] * 3),
-        ),
-    )
-    items = (Objective("first", {"first": 1.0}), Objective("second", {"second": 1.0}))
-    return LinearProblem(space, Objectives(items), vectors)
-
-
-def choice_problem() -> LinearProblem:
-    """Return the same problem with three merge methods to choose from, each with its parameters."""
-    problem = linear_problem()
-    assert isinstance(problem.space, SearchSpace)
-    linear = replace(problem.space, span=None, founders=())
-    scale = SearchedParam("lambda_", 1, False, 0.0, 1.5, 1.0)
-    weights = SearchedParam("weights", 2, True, -1.0, 1.5, 0.5)
-    arithmetic = replace(linear, operator="task_arithmetic", searched=(weights, scale))
-    largest = replace(linear, operator="magmax", searched=(scale,), settings={})
-    branches = (linear, arithmetic, largest)
-    first = [Proposal(branch.decode(branch.initial())) for branch in branches[1:]]
-    founders = (*problem.space.founders, *first)
-    labels = tuple(branch.operator for branch in branches)
-    return replace(problem, space=ChoiceSpace(branches, labels, founders))
+__all__ = [
+    "LinearProblem",
+    "check_delta_transform",
+    "check_evaluator",
+    "check_merge_operator",
+    "check_search_algorithm",
+    "choice_problem",
+    "linear_problem",
+]
 
 
 def check_search_algorithm(
@@ -185,6 +102,7 @@ def _drive(
     chance = np.random.Generator(np.random.Philox(key=99))  # the same chances for every seed
     seen: list[tuple[str, tuple[int, ...]]] = []
     told: set[int] = set()
+    known: dict[str, ScoreArray] = {}
     waiting: list[Candidate] = []
 
     def ask() -> bool:
@@ -200,7 +118,9 @@ def _drive(
         _expect(proposal.recipe.sources == problem.space.sources, "proposal with other sources")
         _expect(set(proposal.parents) <= told, f"parents {proposal.parents} were never told")
         number = len(problem.space.founders) + len(seen)
-        waiting.append(Candidate(number, proposal.recipe, proposal.parents))
+        waiting.append(
+            Candidate(number, proposal.recipe, proposal.parents, examples=proposal.examples)
+        )
         seen.append((proposal.recipe.digest(), proposal.parents))
         return True
 
@@ -212,7 +132,7 @@ def _drive(
         if chance.random() < failures:
             algorithm.tell(Evaluation(candidate, error="planned failure"))
         else:
-            algorithm.tell(Evaluation(candidate, problem.scores(recipe)))
+            algorithm.tell(_with_earlier(Evaluation(candidate, problem.scores(recipe)), known))
             told.add(candidate.id)
 
     for _ in range(early_asks):
@@ -224,6 +144,18 @@ def _drive(
             pass
         tell(waiting.pop(int(chance.integers(len(waiting)))))
     return seen
+
+
+def _with_earlier(evaluation: Evaluation, known: dict[str, ScoreArray]) -> Evaluation:
+    """Return an evaluation with the scores that were asked for, now or earlier."""
+    row = evaluation.flat_scores()
+    asked = evaluation.candidate.examples
+    digest = evaluation.candidate.recipe.digest()
+    mine = known.setdefault(digest, np.full(len(row), np.nan, np.float32))
+    mine[slice(None) if asked is None else asked] = row[slice(None) if asked is None else asked]
+    sizes = {task: len(own) for task, own in evaluation.scores.items()}
+    scores = split_scores(mine.copy(), sizes)
+    return replace(evaluation, scores=scores, examples=scored_examples(mine))
 
 
 def _expect(holds: bool, message: str) -> None:
@@ -252,6 +184,8 @@ def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float 
 
     import torch
 
+    from evomerge.evaluation.evaluator import example_digests
+
     def digest() -> str:
         found = hashlib.blake2b()
         for name, tensor in sorted(subject.model.state_dict().items()):
@@ -269,6 +203,7 @@ def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float 
     n = evaluator.n_examples()
     expect(n >= 1, f"n_examples must be at least 1, not {n}")
     expect(evaluator.n_examples() == n, "n_examples must not change")
+    digests = example_digests(evaluator)
     first = evaluator.evaluate(subject)
     expect(
         torch.equal(torch.random.get_rng_state(), torch_state),
@@ -302,28 +237,20 @@ def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float 
             "the score of an example must not depend on the others asked for "
             f"(positions {wanted.tolist()[:8]})",
         )
-    _check_example_digests(evaluator, n, expect)
+    if digests is not None:
+        _check_digests(digests, n, expect)
+        expect(example_digests(evaluator) == digests, "digests must not change by scoring")
     expect(digest() == before, "the model's weights must stay untouched")
     expect(repr(evaluator) == settings, "the evaluator's settings must stay untouched")
 
 
-def _check_example_digests(
-    evaluator: Evaluator, n: int, expect: Callable[[bool, str], None]
-) -> None:
-    from evomerge.evaluation.evaluator import example_digests
-
-    digests = example_digests(evaluator)
-    if digests is None:
-        return
+def _check_digests(digests: object, n: int, expect: Callable[[bool, str], None]) -> None:
     expect(
-        isinstance(digests, tuple) and len(digests) == n,
-        f"example_digests must be a tuple of {n} strings",
+        isinstance(digests, tuple)
+        and len(digests) == n
+        and all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests),
+        f"example_digests must be a tuple of {n} digests of 16 hex digits",
     )
-    expect(
-        all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests),
-        "a digest must be 16 hex digits",
-    )
-    expect(example_digests(evaluator) == digests, "digests must be the same twice")
 
 
 def check_merge_operator(

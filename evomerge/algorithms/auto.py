@@ -107,8 +107,10 @@ class Auto:
         self._columns = Columns.of(space)
         self._points: list[FloatArray] = []
         self._ids: list[int] = []
-        self._scores: list[Mapping[str, FloatArray]] = []
+        self._scores: list[Mapping[str, FloatArray]] = []  # of examples
+        self._means: list[Mapping[str, FloatArray]] = []  # (1,) of tasks
         self._values: list[float] = []  # measured mean of the objectives
+        self._graded: set[str] = set()  # tasks with scores other than 0 and 1
         self._pending: Pending[int] = Pending()
         self._waiting: dict[int, FloatArray] = {}  # number of ask -> point
         self._n_asked = 0
@@ -129,7 +131,12 @@ class Auto:
             return
         self._points.append(vector)
         self._ids.append(evaluation.candidate.id)
+        if evaluation.examples is None:  # what a race estimates is never 0 or 1
+            self._graded |= {t for t, own in evaluation.scores.items() if not _is_binary(own)}
         self._scores.append({task: _binned(own) for task, own in evaluation.scores.items()})
+        self._means.append(
+            {task: np.mean(own, keepdims=True) for task, own in evaluation.scores.items()}
+        )
         self._values.append(float(self._mixture @ self._objectives.values(evaluation)))
 
     def ask(self) -> Proposal:
@@ -170,7 +177,9 @@ class Auto:
         points = np.stack([self._points[row] for row in rows])
         models = {}
         for task in self._scores[0]:
-            targets, soft = _targets(np.stack([self._scores[row][task] for row in rows]))
+            is_graded = task in self._graded
+            kept = self._scores if is_graded else self._means
+            targets, soft = _targets(np.stack([kept[row][task] for row in rows]), is_graded)
             before = self._settings.get(task)
             steps = 0 if not is_due else FIRST_STEPS if before is None else STEPS
             process = GaussianProcess(self._columns, points, targets, before, steps)
@@ -251,19 +260,21 @@ class Auto:
 def _binned(scores: np.ndarray) -> FloatArray:
     """Return scores as float64; means of neighbours where there are more than `MAX_TARGETS`."""
     values = np.asarray(scores, dtype=np.float64)
-    if len(values) <= MAX_TARGETS or np.isin(values, (0.0, 1.0)).all():
+    if len(values) <= MAX_TARGETS:
         return values
     return np.array([part.mean() for part in np.array_split(values, MAX_TARGETS)])
 
 
-def _targets(scores: FloatArray) -> tuple[FloatArray, float | None]:
-    """Return what to model of (n, N) scores, (n, T), and `TaskModel.soft`."""
+def _is_binary(scores: np.ndarray) -> bool:
+    return bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def _targets(scores: FloatArray, is_graded: bool) -> tuple[FloatArray, float | None]:
+    """Return what to model of (n, T) scores, (n, T), and `TaskModel.soft`."""
     if scores.min() < 0.0 or scores.max() > 1.0:
         return scores, None
-    is_graded = not np.isin(scores, (0.0, 1.0)).all()
     soft = 0.05 if is_graded else 0.02
-    rows = scores if is_graded else scores.mean(axis=1, keepdims=True)
-    return np.log((rows + soft) / (1.0 - rows + soft)), soft
+    return np.log((scores + soft) / (1.0 - scores + soft)), soft
 
 
 def _weighted(item: Objective, means: Mapping[str, FloatArray]) -> FloatArray:

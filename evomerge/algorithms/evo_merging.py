@@ -31,8 +31,8 @@ class EvoMergingSearch(GenerationAlgorithm):
     and stage 2 searches the other parameters: the signed scales `beta`, from 1/E. Each stage
     maximises f - l1 * mean |x| over its own parameters, in their own units. Where the space does
     not search `first`, or nothing else, there is one stage: with `alpha: {values: [1, 1]}` it is
-    the authors' ablation without pruning, LoRAHub with CMA-ES. Where the merge method is searched too,
-    there is one stage as well.
+    the authors' ablation without pruning, LoRAHub with CMA-ES. Where the method
+    itself is searched there is one stage, too.
 
     Source: arXiv:2509.12951, code Chansl-Lucky/Black-Box-Merging; spec: algorithms.md §3.
     Differs from the code: stage 2 does not begin with stage 1's best loss, which holds another

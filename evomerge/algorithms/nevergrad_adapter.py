@@ -24,6 +24,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
 from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
+from evomerge.core.layer_sequence_space import LayerSequenceSpace
 from evomerge.core.objective import Objectives, mixture
 from evomerge.errors import ConfigError, UnknownNameError, nearest
 
@@ -155,6 +156,10 @@ class NevergradAlgorithm:
     def _optimizer_for(self, dimension: int) -> str:
         raise NotImplementedError
 
+    def _sigma(self) -> float:
+        """Return the standard deviation that nevergrad is told of."""
+        return INITIAL_SIGMA
+
     def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.
 
@@ -180,7 +185,7 @@ class NevergradAlgorithm:
         array = _nevergrad().p.Array(init=self._space.initial())
         # First of all: nevergrad seeds itself from the global stream when this is not set.
         array.random_state = np.random.RandomState(seed)
-        array = array.set_bounds(0.0, 1.0).set_mutation(sigma=INITIAL_SIGMA)
+        array = array.set_bounds(0.0, 1.0).set_mutation(sigma=self._sigma())
         return optimizer_class(self._name)(
             parametrization=array,
             budget=self.budget_hint,
@@ -296,7 +301,35 @@ class CmaEs(NevergradAlgorithm):
     """CMA-ES: nevergrad's CMA, or DiagonalCMA above 100 dimensions.
 
     With a single searched number CMA-ES has no covariance to adapt; OnePlusOne stands in.
+
+    Attributes:
+        initial_sigma: Standard deviation of the first points in the unit cube. None: 1/6 for layer
+            sequences, whose indicators begin two of them from their threshold; else 0.05 below 18
+            dimensions and 0.025 from there, what nevergrad makes of 1/6 between bounds.
     """
+
+    initial_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work.
+
+        Raises:
+            ConfigError: See `initial_sigma` and `NevergradAlgorithm`.
+        """
+        super().__post_init__()
+        if self.initial_sigma is not None and not 0.0 < self.initial_sigma <= 1.0:
+            raise ConfigError(
+                f"algorithm.initial_sigma is {self.initial_sigma:g}, must be above 0, at most 1"
+            )
+
+    def _sigma(self) -> float:
+        wanted = self.initial_sigma
+        if wanted is None:
+            if not isinstance(self._space, LayerSequenceSpace):
+                return INITIAL_SIGMA
+            wanted = INITIAL_SIGMA
+        # Nevergrad's CMA multiplies it by this where everything has bounds.
+        return wanted / (0.3 if self._space.dimension < 18 else 0.15)
 
     def _optimizer_for(self, dimension: int) -> str:
         if dimension == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from evomerge.config.merge_choice import method_text
 from evomerge.config.schema import load_config
 from evomerge.config.session import Prepared, preflight
 from evomerge.core.choice_space import ChoiceSpace, Space
+from evomerge.core.model_space import TensorSpec
 from evomerge.merging.manifest import summary_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -35,8 +37,8 @@ def check_command(config_path: Path, *, overrides: list[str], as_json: bool) -> 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """Return the facts of a checked config, JSON-ready."""
     space, search = prepared.models.space, prepared.space
-    merged = space.merged
-    model_bytes = sum(t.spec.n_elements * BYTES.get(t.spec.dtype, 4) for t in space.tensors)
+    merged, layers = space.merged, prepared.models.layers
+    model_bytes = _n_bytes(t.spec for t in space.tensors)
     largest = max(t.spec.n_elements for t in merged)
     config = prepared.config
     manifest = search_manifest(search, prepared.models)
@@ -48,6 +50,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "copied": dict(Counter(t.reason for t in space.tensors if t.action == "copy")),
         "left_out": dict(space.left_out),
         "paths": _paths(search, manifest["tensors"]),
+        "layers": None if layers is None else dict(layers.inputs.n_layers),
         "transforms": [
             {"sources": made["sources"], "paths": summary_of(made["tensors"])}
             for made in manifest["transforms"]
@@ -65,8 +68,10 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "executor": config.runtime.executor,
         "workers": config.runtime.workers if config.runtime.executor == "ray" else 1,
         "look_ahead": config.search.look_ahead,
-        # resident model + one tensor name over all sources and a float32 accumulator
-        "memory_per_worker_bytes": model_bytes + 4 * largest * (len(space.sources) + 2),
+        # resident model + one tensor name over all sources and a float32 accumulator; or layers
+        "memory_per_worker_bytes": model_bytes + 4 * largest * (len(space.sources) + 2)
+        if layers is None
+        else _n_bytes(layers.tensors()),
         "export_bytes": model_bytes,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
@@ -74,12 +79,16 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """Return the facts for people, one finding per line: ✓ fine, then ! look at this."""
-    found = [
-        f"✓ {len(facts['models'])} models aligned: {facts['merged_tensors']} tensors merged "
-        f"({facts['merged_elements']:,} elements), {sum(facts['copied'].values())} copied"
-    ]
-    found += [f"  copied: {reason} ({count})" for reason, count in facts["copied"].items()]
-    found.append(f"✓ {facts['merge']}: {facts['paths']}")
+    if facts["layers"] is not None:
+        own = ", ".join(f"{n} of {name}" for name, n in facts["layers"].items())
+        found = [f"✓ {len(facts['models'])} models; {facts['merge']} of their layers: {own}"]
+    else:
+        found = [
+            f"✓ {len(facts['models'])} models aligned: {facts['merged_tensors']} tensors merged "
+            f"({facts['merged_elements']:,} elements), {sum(facts['copied'].values())} copied"
+        ]
+        found += [f"  copied: {reason} ({count})" for reason, count in facts["copied"].items()]
+        found.append(f"✓ {facts['merge']}: {facts['paths']}")
     found += [
         f"✓ transform {', '.join(made['sources'])}: {made['paths']}" for made in facts["transforms"]
     ]
@@ -94,10 +103,13 @@ def lines(facts: dict[str, Any]) -> list[str]:
     found += [f"✓ constraint: {text}" for text in facts["constraints"]]
     n_workers = facts["workers"]
     found.append(
-        f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, "
-        f"{_count(n_workers, 'worker')}"
+        f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, {_count(n_workers, 'worker')}"
     )
     return found + [f"! {warning}" for warning in warnings(facts)]
+
+
+def _n_bytes(specs: Iterable[TensorSpec]) -> int:
+    return sum(spec.n_elements * BYTES.get(spec.dtype, 4) for spec in specs)
 
 
 def _paths(search: Space, tensors: dict[str, Any]) -> str:

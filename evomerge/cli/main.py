@@ -123,6 +123,21 @@ def resume(
 
 
 @app.command()
+def repair(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="NEW", help="Folder of the copy.")],
+    json_: JsonOption = False,
+) -> None:
+    """Copy what is whole of a damaged run; RUN itself is never changed.
+
+    Example: evomerge repair populations/digits --out populations/digits-2
+    """
+    from evomerge.cli.repair import repair_command
+
+    repair_command(run, out, as_json=json_)
+
+
+@app.command()
 def status(run: RunArgument, json_: JsonOption = False) -> None:
     """Say how far a run is, without disturbing it."""
     from evomerge.cli.inspect import status_command
@@ -276,6 +291,22 @@ def prepare(
     prepare_command(
         config, overrides=set_ or [], budget=budget, every_kind=every_kind, as_json=json_
     )
+
+
+@app.command()
+def serve(
+    config: ConfigArgument,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 picks a free one.")] = 8000,
+    set_: SetOption = None,
+) -> None:
+    """Hold a config's models and score merges for searches elsewhere (docs/endpoint.md).
+
+    Clients need the token: $EVOMERGE_SERVER_TOKEN, or one that is made up and printed.
+    """
+    from evomerge.cli.serve import serve_command
+
+    serve_command(config, host=host, port=port, overrides=set_ or [])
 
 
 @app.command()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from evomerge.config.cache import usable_cache
-from evomerge.config.export_run import parents_of, transformed_of
 from evomerge.config.models import open_models
+from evomerge.config.parents import parents_of, transformed_of
 from evomerge.config.results import RunResults
 from evomerge.config.surrogate import load_surrogate
 from evomerge.config.workers import load_derived, read_sources

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -14,9 +14,11 @@ from typing import Any
 
 import evomerge
 import evomerge.algorithms
+import evomerge.algorithms.races
 import evomerge.evaluation
 import evomerge.merging
 from evomerge.algorithms.algorithm import SearchAlgorithm, search_algorithms
+from evomerge.algorithms.races.race import Race, races
 from evomerge.config.cache import too_large_for_a_search, usable_cache
 from evomerge.config.constraints import build_constraints, check_bound_sources
 from evomerge.config.construct import construct
@@ -27,6 +29,7 @@ from evomerge.config.overlap import refuse_overlap
 from evomerge.config.schema import RunConfig
 from evomerge.core.candidate import Proposal
 from evomerge.core.choice_space import Space
+from evomerge.core.layer_sequence import LAYER_SEQUENCE
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
@@ -72,6 +75,9 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
         # Optimisers that plan ahead get the budget the run began with; a longer one on resume
         # does not change what was planned.
         algorithm["budget_hint"] = config.budget.evaluations
+    racing = config.racing
+    if racing is not None:
+        _, racing = construct(races, racing, "racing", base_dir)
     tasks = []
     for index, task in enumerate(config.tasks):
         where = f"tasks.{index}.evaluator"
@@ -100,6 +106,7 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
     return resolved.model_copy(
         update={
             "algorithm": algorithm,
+            "racing": racing,
             "tasks": tasks,
             "search": config.search.model_copy(update={"look_ahead": look_ahead}),
             "runtime": config.runtime.model_copy(update={"workers": workers, "cache": cache}),
@@ -162,7 +169,11 @@ def build_algorithm(config: RunConfig) -> SearchAlgorithm:
     """Return a fresh algorithm."""
     algorithm: SearchAlgorithm
     algorithm, _ = construct(search_algorithms, config.algorithm, "algorithm", Path())
-    return algorithm
+    if config.racing is None:
+        return algorithm
+    rules: Race
+    rules, _ = construct(races, config.racing, "racing", Path())
+    return rules.around(algorithm)
 
 
 def needs_span(config: RunConfig) -> bool:
@@ -206,6 +217,7 @@ def build_search_space(
         virtual={group.label: group.ids for group in models.virtual},
         grams=None if derived is None else derived.grams,
         auto_alpha=partial(_measure_alpha, config, models),
+        n_layers=None if models.layers is None else models.layers.inputs.n_layers,
     )
     if in_span:
         _refuse_idle_keys(config, models, resolved)
@@ -251,18 +263,17 @@ def operators_of(space: Space) -> tuple[type, ...]:
     """Return the classes of a space's merge methods, the first, and of its founders'."""
     founders = (proposal.recipe.operator for proposal in space.founders)
     names = dict.fromkeys([*space.methods, *founders])
-    return tuple(merge_operators.get(name) for name in names)
+    return tuple(merge_operators.get(name) for name in names if name != LAYER_SEQUENCE)
 
 
 def idle_kinds(space: Space) -> tuple[str, ...]:
     """Return the kinds that only founders could use, which are too few to compute them for."""
-    own = (merge_operators.get(name) for name in space.methods)
+    own = (merge_operators.get(name) for name in space.methods if name != LAYER_SEQUENCE)
     is_used = any(getattr(operator, "needs_thresholds", False) for operator in own)
     return () if is_used else (QUANTILES,)
 
 
 def compute_derived(
-    config: RunConfig,
     models: OpenModels,
     space: Space,
     cache: DerivedCache | None = None,

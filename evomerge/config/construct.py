@@ -88,6 +88,14 @@ def check_keywords(
     hints = typing.get_type_hints(cls, include_extras=True)
     checked: dict[str, Any] = {}
     for key, value in values.items():
+        section = _section_class(hints[key])
+        if section is not None and isinstance(value, Mapping):
+            inner = check_keywords(section, value, f"{where}.{key}", key, base_dir)
+            try:
+                checked[key] = section(**inner)
+            except ConfigError as error:
+                raise ConfigError(f"{where}.{key}: {error}") from None
+            continue
         try:
             adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
             checked[key] = adapter.validate_python(value)
@@ -113,7 +121,16 @@ def _is_path(hint: Any) -> bool:
     return hint is Path
 
 
+def _section_class(hint: Any) -> type | None:
+    """Return the dataclass that a mapping under a key of this type describes."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    classes = (part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part))
+    return next(classes, None)
+
+
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple | list):

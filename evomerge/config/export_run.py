@@ -12,22 +12,23 @@ import numpy as np
 from evomerge.config.build import build_tasks
 from evomerge.config.cache import usable_cache
 from evomerge.config.held_out import held_out_worker
-from evomerge.config.models import open_models
+from evomerge.config.models import OpenModels, open_models
+from evomerge.config.parents import parents_of, transformed_of
 from evomerge.config.results import RunResults
-from evomerge.config.transforms import VirtualGroup
+from evomerge.config.stacks import stacked_of
 from evomerge.config.workers import load_derived, read_sources, worker_of
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import split_scores
 from evomerge.core.picking import pick
+from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, RunError
 from evomerge.export import (
     AsAdapter,
     CardFacts,
     ExportResult,
     LineageStep,
-    ParentModel,
     ScoreRow,
-    Transformed,
+    Stacked,
     export_adapter,
     export_candidate,
 )
@@ -116,15 +117,20 @@ class Exporter:
         write: Callable[..., ExportResult] = export_candidate
         if adapter is not None:
             write = partial(export_adapter, rank=adapter.rank)
+        recipe, models = self._as_merge(candidate.recipe)
+        if adapter is not None and models.stacks:
+            raise ConfigError("--adapter: a sequence of layers is no adapter of a model on disk")
+        config = {} if models.config is None else {"config": models.config}
         result = write(
             out,
-            recipe=candidate.recipe,
-            space=self.models.space,
-            sources=self.models.sources,
+            recipe=recipe,
+            space=models.space,
+            sources=models.sources,
             derived=self.derived,
-            donor=self.models.donor,
-            card=self._card(candidate_id, held_out),
+            donor=models.donor,
+            card=self._card(candidate_id, held_out, stacked_of(models)),
             device=pick_device(self.config.runtime.device),
+            **config,
         )
         if result.weights_digest != digest:
             raise RunError(
@@ -154,9 +160,10 @@ class Exporter:
             RunError: A score differs; names task and example.
         """
         runtime = self.config.runtime
+        _, models = self._as_merge(self.results.candidate(candidate_id).recipe)
         worker = worker_of(
-            MergeInputs(self.models.space, self.models.sources, self.derived),
-            replace(self.models, donor=exported),
+            MergeInputs(models.space, models.sources, self.derived),
+            replace(models, donor=exported),
             self.tasks.search,
             device=runtime.device,
             threads=runtime.threads
@@ -176,6 +183,11 @@ class Exporter:
                 )
         return len(row)
 
+    def _as_merge(self, recipe: Recipe) -> tuple[Recipe, OpenModels]:
+        """Return a recipe and its models; of a sequence of layers the stack that it makes."""
+        layers = self.models.layers
+        return (recipe, self.models) if layers is None else layers.stacked(recipe)
+
     def _score_held_out(self, candidate_id: int) -> dict[str, ScoreArray]:
         if not self.tasks.held_out:
             return {}
@@ -184,7 +196,9 @@ class Exporter:
         self._held_out_worker.install(self.results.candidate(candidate_id).recipe)
         return self._held_out_worker.score()
 
-    def _card(self, candidate_id: int, held_out: Mapping[str, ScoreArray]) -> CardFacts:
+    def _card(
+        self, candidate_id: int, held_out: Mapping[str, ScoreArray], stacked: tuple[Stacked, ...]
+    ) -> CardFacts:
         results = self.results
         rows = []
         for objective in results.objectives.items:
@@ -202,7 +216,7 @@ class Exporter:
         return CardFacts(
             title=f"{self.config.name}-{candidate_id}",
             parents=parents_of(self.models.record),
-            transformed=transformed_of(self.models.virtual),
+            transformed=(*transformed_of(self.models.virtual), *stacked),
             scores=tuple(rows),
             candidate_id=candidate_id,
             lineage=tuple(self._lineage(candidate_id)),
@@ -227,35 +241,6 @@ class Exporter:
             queue += [parent for parent in candidate.parents if parent not in seen]
             seen.update(candidate.parents)
         return steps
-
-
-def parents_of(record: Sequence[Mapping[str, object]]) -> tuple[ParentModel, ...]:
-    """Return the models on disk for a model card, from the content of sources.json."""
-    return tuple(
-        ParentModel(
-            id=str(item["id"]),
-            model=str(item["model"]),
-            path=Path(str(item["model"])),
-            revision=None if item["revision"] is None else str(item["revision"]),
-            lora=None if item["lora"] is None else str(item["lora"]),
-            lora_path=None if item["lora"] is None else Path(str(item["lora"])),
-            digest=str(item["digest"]),
-        )
-        for item in record
-        if "transform" not in item
-    )
-
-
-def transformed_of(groups: Sequence[VirtualGroup]) -> tuple[Transformed, ...]:
-    """Return the computed sources for a model card."""
-    return tuple(
-        Transformed(
-            entry=group.config.model_dump(mode="json"),
-            of=group.experts,
-            digests={source.id: source.digest for source in group.sources},
-        )
-        for group in groups
-    )
 
 
 def export_folders(out: Path, ids: Sequence[int], spec: str) -> list[Path]:

@@ -61,6 +61,11 @@ def founders_of(
             founders_of(branch, model, which, in_span=in_span, virtual=virtual, grams=grams)
             for branch in space.branches
         ]
+        if which == "all":  # a method without anything to search is tried here, if nowhere else
+            own = [
+                founders if branch.searched else (*founders, _initial(branch))
+                for founders, branch in zip(own, space.branches, strict=True)
+            ]
         return _of_branches(space, own)
     proposals: list[Proposal] = []
     seen: set[bytes] = set()
@@ -81,15 +86,17 @@ def founders_of(
         if not in_span:
             proposals.append(Proposal(_own_form(space, _ties(sources)), (), "founder: ties"))
     if not in_span and space.searched:
-        initial = space.decode(space.initial())
-        if initial.digest() not in {proposal.recipe.digest() for proposal in proposals}:
-            proposals.append(Proposal(initial, (), INITIAL))
+        initial = _initial(space)
+        if initial.recipe.digest() not in {proposal.recipe.digest() for proposal in proposals}:
+            proposals.append(initial)
     return tuple(proposals)
 
 
-def _of_branches(
-    space: ChoiceSpace, own: Sequence[tuple[Proposal, ...]]
-) -> tuple[Proposal, ...]:
+def _initial(space: SearchSpace) -> Proposal:
+    return Proposal(space.decode(space.initial()), (), INITIAL)
+
+
+def _of_branches(space: ChoiceSpace, own: Sequence[tuple[Proposal, ...]]) -> tuple[Proposal, ...]:
     """Return the founders of all branches, each once, in a form of the space where there is one."""
     found: dict[str, Proposal] = {}
     for label, proposals in zip(space.labels, own, strict=True):

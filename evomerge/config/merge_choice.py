@@ -84,6 +84,4 @@ def _labels(spaces: list[SearchSpace]) -> tuple[str, ...]:
     """Return the operators' names, numbered from the second of a kind on: ties, ties_2."""
     names = [space.operator for space in spaces]
     counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
-    return tuple(
-        name if n == 1 else f"{name}_{n}" for name, n in zip(names, counts, strict=True)
-    )
+    return tuple(name if n == 1 else f"{name}_{n}" for name, n in zip(names, counts, strict=True))

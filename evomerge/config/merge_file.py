@@ -10,12 +10,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from evomerge.config.construct import describe
-from evomerge.config.export_run import parents_of, transformed_of
 from evomerge.config.mergekit_slices import read_slices
 from evomerge.config.mergekit_yaml import read_mergekit
 from evomerge.config.models import OpenModels, open_each, open_sources, resolve_model_configs
+from evomerge.config.parents import parents_of, transformed_of
 from evomerge.config.schema import ModelConfig, TransformConfig
-from evomerge.config.stacks import Opened, depth, read_plans, stack_models, stack_names
+from evomerge.config.stacks import (
+    Opened,
+    depth,
+    read_plans,
+    stack_models,
+    stack_names,
+    stacked_of,
+)
 from evomerge.config.transform_yaml import TransformPlan, read_transform_yaml
 from evomerge.config.transforms import resolve_transforms
 from evomerge.config.yaml_file import MAX_BYTES
@@ -26,7 +33,6 @@ from evomerge.export import (
     AsAdapter,
     CardFacts,
     ExportResult,
-    Stacked,
     export_adapter,
     export_candidate,
 )
@@ -127,12 +133,6 @@ def _stack(
         return stack_models(refs, opened, plans, has_base=has_base)
     except (ConfigError, ModelSpaceError) as error:
         raise type(error)(f"{file}: {error}") from None
-
-
-def stacked_of(models: OpenModels) -> tuple[Stacked, ...]:
-    """Return the stacks for a model card."""
-    ids = tuple(str(item["id"]) for item in models.record)
-    return tuple(Stacked(stack.id, stack.plan, stack.digest, ids) for stack in models.stacks)
 
 
 def _read_recipe(file: Path) -> tuple[Recipe, OpenModels, str | None]:

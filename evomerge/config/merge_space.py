@@ -35,6 +35,7 @@ from evomerge.config.construct import check_keywords, named_class
 from evomerge.config.founders import founders_of
 from evomerge.config.layer_curve import split_curve, with_curve
 from evomerge.config.layer_scale import LAYER_SCALE, with_layer_scale
+from evomerge.config.layer_sequence import build_sequence_space, is_layer_sequence
 from evomerge.config.merge_choice import ANY_OF, build_choice
 from evomerge.config.module_switch import with_switches
 from evomerge.config.parameter import parse_parameter
@@ -46,6 +47,7 @@ from evomerge.core.linear_span import LinearSpan
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.core.search_space import SWITCH, SearchedParam, SearchSpace
+from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, nearest
 from evomerge.merging.operator import merge_operators
 from evomerge.merging.parameters import default_settings
@@ -61,6 +63,7 @@ def build_space(
     virtual: Mapping[str, tuple[str, ...]] | None = None,
     grams: Mapping[str, FloatArray] | None = None,
     auto_alpha: Callable[[Recipe], float] | None = None,
+    n_layers: Mapping[str, int] | None = None,
 ) -> tuple[Space, dict[str, Any]]:
     """Return the search space of a `merge:` section, and the section with all defaults.
 
@@ -74,11 +77,16 @@ def build_space(
         virtual: Label of a transform -> ids of the sources it makes.
         grams: Tensor name -> Gram matrix, for founders in the span; see `founders_of`.
         auto_alpha: Recipe without a layer scale -> what `layer_scale.alpha: auto` means for it.
+        n_layers: Source id -> number of its layers, for layer sequences; None: as `model` has.
 
     Raises:
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
             does not fit the models.
     """
+    if is_layer_sequence(body):
+        names = model.sources[model.has_base :]
+        own = n_layers or dict.fromkeys(names, count_layers(t.spec.name for t in model.tensors))
+        return build_sequence_space(body, names, own, founders=founders)
     build_one = partial(_one_method, model=model, span=span, auto_alpha=auto_alpha)
     space: Space
     space, resolved = build_choice(body, build_one) if ANY_OF in body else build_one(body)
@@ -157,10 +165,11 @@ def _groups(
     except ConfigError as error:
         raise ConfigError(f"merge.groups: {error}") from None
     if not operator.sliceable:
-        can = [other for other in merge_operators.names() if merge_operators.get(other).sliceable]
+        others: dict[str, Any] = {key: merge_operators.get(key) for key in merge_operators.names()}
+        can = [key for key, other in others.items() if other.sliceable]
         raise ConfigError(
             f"merge.groups: {groups!r} cuts tensors in two, and {name!r} needs them whole; use "
-            f"groups such as 'module', or a method that can: {', '.join(can)}"
+            f"groups such as 'module', or one of {', '.join(can)}"
         )
     return tuple(f"chunk.{index}" for index in range(len(breaks) - 1)), breaks
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.config.cache import open_cache
+from evomerge.config.layer_sequence import is_layer_sequence
 from evomerge.config.schema import ModelConfig, RunConfig, TransformConfig
 from evomerge.config.transforms import VirtualGroup, open_transforms, resolve_transforms
 from evomerge.core.model_space import ModelSpace, align
@@ -23,6 +24,9 @@ from evomerge.storage.renamed import line_up_names
 from evomerge.storage.source_like import SourceLike
 from evomerge.storage.stacked_source import StackedSource
 from evomerge.storage.vocabulary import map_vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from evomerge.config.layer_models import LayerModels
 
 # Below this many bytes of weights a resume hashes everything again; above it, files whose size
 # and modification time are unchanged are trusted.
@@ -43,6 +47,8 @@ class OpenModels:
         stacks: The sources that are stacks of the models' layers; all of `sources`, if any.
         config: config.json of the merged model where it is not the donor's: stacks are of
             another depth.
+        layers: Of a search over layer sequences, what those are made of; `space` is then that of
+            the start model, with the ids of all models whose layers are searched.
     """
 
     space: ModelSpace
@@ -53,6 +59,7 @@ class OpenModels:
     virtual: tuple[VirtualGroup, ...] = ()
     stacks: tuple[StackedSource, ...] = ()
     config: Mapping[str, Any] | None = None
+    layers: LayerModels | None = None
 
 
 def resolve_models(config: RunConfig, base_dir: Path) -> RunConfig:
@@ -106,13 +113,19 @@ def open_models(
     Args:
         config: Names and absolute paths from `resolve_models`.
         known: Content of the run's sources.json, if the run exists already.
-        check: Compare the models with `known`; a worker need not, its driver has.
+        check: Hash small models again even where their files look unchanged; a worker need not,
+            its driver has.
         cache: Where the transforms' results are kept; None: the config's.
 
     Raises:
         SourceError: A file is broken or unsafe, or differs from `known`.
         ModelSpaceError: The models cannot be merged.
     """
+    if is_layer_sequence(config.merge):
+        # Not at the top: it stacks the models that this module opens.
+        from evomerge.config.layer_models import open_layer_models
+
+        return open_layer_models(config, known=known, check=check)
     return open_sources(
         config.base_model,
         config.models,
@@ -143,11 +156,7 @@ def open_sources(
         check: See `open_models`.
     """
     refs = [*([base_model] if base_model else []), *models]
-    records = {str(record["id"]): record for record in known or []}
-    opened = open_each(refs)
-    for source in opened:
-        if source.id in records:
-            _reuse_digests(source, records[source.id], trust=not check)
+    opened = open_recorded(refs, known=known, check=check)
     record = [record_of(source, ref) for source, ref in zip(opened, refs, strict=True)]
     donor = opened[0] if isinstance(opened[0], ModelFolder) else opened[0].base
     sources: dict[str, TensorSource] = {source.id: source for source in line_up(opened)}
@@ -157,14 +166,26 @@ def open_sources(
         virtual = open_transforms(transforms, sources, cache=cache, config=donor.config)
     for group in virtual:
         record += group.records()
-    if known is not None and check:
-        _compare(record, known)
+    if known is not None:  # also in a worker: files may be replaced before a second one starts
+        compare_records(record, known)
     left_out = {name for g in virtual if not g.config.keep_parents for name in g.experts}
     sources = {name: source for name, source in sources.items() if name not in left_out}
     sources |= {source.id: source for group in virtual for source in group.sources}
     space = align([source.header() for source in sources.values()], has_base=base_model is not None)
     trust = refs[0].trust_remote_code
     return OpenModels(space, sources, donor.path, record, trust, virtual)
+
+
+def open_recorded(
+    refs: Sequence[ModelConfig], *, known: list[dict[str, Any]] | None, check: bool
+) -> list[ModelFolder | LoraSource]:
+    """Open models one by one; digests in `known` of files that are unchanged are used again."""
+    records = {str(record["id"]): record for record in known or []}
+    opened = open_each(refs)
+    for source in opened:
+        if source.id in records:
+            _reuse_digests(source, records[source.id], trust=not check)
+    return opened
 
 
 def open_each(refs: Sequence[ModelConfig]) -> list[ModelFolder | LoraSource]:
@@ -212,7 +233,18 @@ def record_of(source: ModelFolder | LoraSource, ref: ModelConfig) -> dict[str, A
     }
 
 
-def _compare(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
+def source_files(record: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Return the files of the models in a run's record (sources.json)."""
+    found: set[Path] = set()
+    for model in record:
+        for place in filter(None, (model["model"], model["lora"])):
+            inside = (Path(place) / str(row[0]) for row in model["files"])
+            found.update(path for path in (Path(place), *inside) if path.is_file())
+    return sorted(found)
+
+
+def compare_records(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> None:
+    """Raise SourceError if a model is not as it was when `then` was recorded."""
     before = {record["id"]: record for record in then}
     for record in now:
         old = before.get(record["id"])

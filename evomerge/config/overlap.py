@@ -26,6 +26,13 @@ def refuse_overlap(where: str, held_out: Evaluator, search: Mapping[str, Evaluat
     mine = _examples(held_out)
     for task, evaluator in search.items():
         theirs = _examples(evaluator)
+        shared = _documents(held_out) & _documents(evaluator)
+        if shared:
+            path, number = min(shared)
+            raise ConfigError(
+                f"{where}: shares {len(shared)} documents of {path} with the search of task "
+                f"{task!r}, such as number {number}; give both `rows:` that do not meet"
+            )
         if mine is None or theirs is None:
             if mine is theirs and _arguments(held_out) == _arguments(evaluator):
                 raise ConfigError(
@@ -48,6 +55,12 @@ def refuse_overlap(where: str, held_out: Evaluator, search: Mapping[str, Evaluat
 def _examples(evaluator: Evaluator) -> Path | None:
     examples = getattr(evaluator, "examples", None)
     return None if examples is None else Path(examples)
+
+
+def _documents(evaluator: Evaluator) -> frozenset[tuple[str, int]]:
+    """Return the documents of an evaluator whose data has no file of its own; else none."""
+    documents = getattr(evaluator, "document_ids", None)
+    return frozenset() if documents is None else documents()
 
 
 def _arguments(evaluator: Evaluator) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def plan_preparation(
     cache = open_cache(resolved.runtime.cache, budget_bytes)
     models = open_models(resolved, cache=cache)
     space, _ = build_search_space(resolved, models, None)
-    wanted = _statistics(resolved, models, cache, None if every_kind else space)
+    wanted: list[Statistic] = []
+    if models.layers is None:  # sequences of layers need none
+        wanted = _statistics(resolved, models, cache, None if every_kind else space)
     # Transforms first: their results are sources that the statistics are of.
     return Preparation(cache, (*map(_TransformItems, models.virtual), *wanted))
 

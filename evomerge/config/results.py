@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from evomerge.core.front_rows import front_rows
 from evomerge.core.hypervolume_estimate import VolumeEstimate, estimate_hypervolume
 from evomerge.core.pareto import ParetoFront, frozen_reference
 from evomerge.errors import ConfigError, RunError
+from evomerge.evaluation.http_client import Usage, logged_usage
 from evomerge.search.events import Event, candidate_of
 from evomerge.seeding import generator
 from evomerge.storage.lease_probe import is_driven
@@ -195,10 +197,20 @@ class RunResults:
         if estimate is not None:
             facts["hypervolume"] = estimate.value
             facts["hypervolume_interval"] = [estimate.low, estimate.high]
+        usage = self._usage()
+        if usage is not None:
+            facts["usage"] = dataclasses.asdict(usage)
         if self.objectives.constraints:
             facts["feasible"] = self._front.n_feasible
             facts["constraints"] = self.feasibility.describe()
         return facts
+
+    def _usage(self) -> Usage | None:
+        """Return what the servers of the run were asked and cost, from events.log."""
+        try:
+            return logged_usage(self.folder.events.read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            return None
 
     def _state(self, budget: int) -> str:
         if is_driven(self.folder.path):

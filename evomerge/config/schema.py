@@ -1,7 +1,8 @@
 """The config file: one YAML file is one run.
 
 Sections that name an extension (`algorithm`, `merge`, a task's `evaluator`) are mappings with
-`name:`; their other keys belong to that class and are checked when it is built.
+`name:`; their other keys belong to that class and are checked when it is built. `merge` may have
+`any_of:` instead, see `merge_choice`.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class RunConfig(_Section):
     )
     merge: Annotated[Named, BeforeValidator(_named)]
     algorithm: Annotated[Named, BeforeValidator(_named)]
+    racing: Annotated[Named | None, BeforeValidator(_named)] = None
     tasks: list[TaskConfig] = Field(min_length=1)
     objectives: list[ObjectiveConfig] = Field(default_factory=list)
     constraints: list[ConstraintConfig] = Field(default_factory=list)
@@ -174,10 +176,22 @@ class RunConfig(_Section):
     runtime: RuntimeConfig = RuntimeConfig()
 
     def replay_part(self) -> dict[str, Any]:
-        """Return everything a replay depends on: all but the name, budget and runtime."""
+        """Return everything a replay depends on: all but name, budget, runtime and servers."""
         # Empty ones are left out: headers stay as they were before there was the key.
-        idle = {key for key in ("transforms", "constraints") if not getattr(self, key)}
-        return self.model_dump(mode="json", exclude={"name", "budget", "runtime", *idle})
+        idle = {key for key in ("transforms", "constraints", "racing") if not getattr(self, key)}
+        body = self.model_dump(mode="json", exclude={"name", "budget", "runtime", *idle})
+        return body | {"tasks": without_servers(body["tasks"])}
+
+
+def without_servers(value: Any) -> Any:
+    """Return a JSON value without `server:` sections: how to reach one, not what it scores."""
+    if isinstance(value, dict):
+        return {k: without_servers(v) for k, v in value.items() if not _is_server(k, v)}
+    return [without_servers(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_server(key: str, value: Any) -> bool:
+    return key == "server" and isinstance(value, dict) and "url" in value
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:

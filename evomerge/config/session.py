@@ -27,7 +27,7 @@ from evomerge.config.build import (
 from evomerge.config.cache import refuse_unusable_cache, usable_cache
 from evomerge.config.construct import describe
 from evomerge.config.manifest import search_manifest
-from evomerge.config.models import OpenModels, open_models
+from evomerge.config.models import OpenModels, open_models, source_files
 from evomerge.config.schema import RunConfig
 from evomerge.config.surrogate import save_surrogate
 from evomerge.config.transforms import FillProgress, fill_transforms
@@ -44,7 +44,9 @@ from evomerge.config.yaml_file import dump_yaml
 from evomerge.core.choice_space import Space
 from evomerge.errors import ConfigError, ReplayError, RunError
 from evomerge.runtime.in_process import InProcessExecutor
+from evomerge.runtime.machine import machine_line
 from evomerge.runtime.placement import default_workers, threads_per_worker
+from evomerge.runtime.watched import WatchedExecutor, WatchedFiles
 from evomerge.runtime.worker import MergeInputs
 from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
 from evomerge.search.ports import Executor
@@ -80,7 +82,7 @@ def create_run(
     warm = None if warm_start is None else read_warm_start(RunFolder(warm_start), prepared)
     fill_transforms(prepared.models.virtual, on_transform)
     cache = usable_cache(prepared.config.runtime.cache)
-    derived = compute_derived(prepared.config, prepared.models, prepared.space, cache)
+    derived = compute_derived(prepared.models, prepared.space, cache)
     span = compute_span(prepared.config, prepared.models, cache)
     files = {
         "sources.json": json.dumps(prepared.models.record, indent=1).encode(),
@@ -146,6 +148,7 @@ class Session:
         self.folder = folder
         self.config = config or read_run_config(folder)
         self.models = open_models(self.config, known=read_sources(folder))
+        self._files = WatchedFiles(source_files(self.models.record))
         self.tasks = build_tasks(self.config)
         cache = usable_cache(self.config.runtime.cache)
         self.derived, span = load_derived(folder, self.models, cache)
@@ -166,7 +169,7 @@ class Session:
         self.store = RunStore(folder, header=header, tasks=self.tasks.sizes)
         try:
             self._refuse_changes(header)
-            self._keep_budget()
+            self._keep_changes()
             self.loop = SearchLoop(
                 algorithm=build_algorithm(self.config),
                 space=self.space,
@@ -206,12 +209,12 @@ class Session:
                 f"continued exactly. Put it back, or {begin}"
             )
 
-    def _keep_budget(self) -> None:
-        """Write a changed budget to config.yaml, so that `status` and a later resume know it."""
-        stored = read_run_config(self.folder)
-        if stored.budget != self.config.budget:
-            body = stored.model_copy(update={"budget": self.config.budget}).model_dump(mode="json")
-            self.store.rewrite_config(dump_yaml(body).encode())
+    def _keep_changes(self) -> None:
+        """Write what may change to config.yaml, so that workers, `status` and resumes know it."""
+        stored, now = read_run_config(self.folder), self.config
+        if (stored.budget, stored.tasks) != (now.budget, now.tasks):  # of tasks: their servers
+            kept = stored.model_copy(update={"budget": now.budget, "tasks": now.tasks})
+            self.store.rewrite_config(dump_yaml(kept.model_dump(mode="json")).encode())
 
     def executor(self) -> Executor:
         """Start the workers that the config asks for."""
@@ -248,7 +251,8 @@ class Session:
         """Search until the budget is spent or `loop.stop_requested`; returns why it ended."""
         reason: StopReason = "budget"
         if self.loop.waiting or self.loop.has_budget:
-            executor = self.executor()
+            self.store.note(machine_line())
+            executor = WatchedExecutor(self.executor(), self._files)
             try:
                 reason = self.loop.run(executor)
             finally:

@@ -11,6 +11,7 @@ from evomerge.core.layer_plan import LayerPlan
 from evomerge.core.model_space import align, lone
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError
+from evomerge.export import Stacked
 from evomerge.export.layer_config import config_depth, stacked_config
 from evomerge.merging.source import TensorSource
 from evomerge.storage.lora_source import LoraSource
@@ -22,7 +23,7 @@ Opened = ModelFolder | LoraSource
 
 def depth(source: Opened) -> int:
     """Return the number of layers of a model: what its config states, else what its files hold."""
-    stated = config_depth(_folder(source).config)
+    stated = config_depth(folder_of(source).config)
     return count_layers(source.specs) if stated is None else stated
 
 
@@ -58,11 +59,11 @@ def stack_models(
     headers = [source.header() for source in sources.values()]
     space = lone(headers[0]) if len(headers) == 1 else align(headers, has_base=has_base)
     config = None
-    if stacks and _folder(donor).config:
-        configs = {source.id: _folder(source).config for source in opened}
+    if stacks and folder_of(donor).config:
+        configs = {source.id: folder_of(source).config for source in opened}
         plan = stacks[0].plan
         own = {source: configs[source] for source in plan.sources}
-        config = stacked_config(_folder(donor).config, plan, own)
+        config = stacked_config(folder_of(donor).config, plan, own)
         stored = {tensor.spec.name for tensor in space.tensors}
         if donor.tied.keys() & stored:
             space = replace(space, untied=True)
@@ -70,7 +71,7 @@ def stack_models(
             config["tie_word_embeddings"] = True
     record = [record_of(source, ref) for source, ref in zip(opened, refs, strict=True)]
     trust = refs[0].trust_remote_code
-    path = _folder(donor).path
+    path = folder_of(donor).path
     return OpenModels(space, sources, path, record, trust, stacks=stacks, config=config)
 
 
@@ -100,5 +101,12 @@ def read_plans(rows: object, where: str) -> dict[str, tuple[LayerPlan, str]]:
     return plans
 
 
-def _folder(source: Opened) -> ModelFolder:
+def folder_of(source: Opened) -> ModelFolder:
+    """Return the model folder behind a source: of an adapter its base."""
     return source if isinstance(source, ModelFolder) else source.base
+
+
+def stacked_of(models: OpenModels) -> tuple[Stacked, ...]:
+    """Return the stacks for a model card."""
+    ids = tuple(str(item["id"]) for item in models.record)
+    return tuple(Stacked(stack.id, stack.plan, stack.digest, ids) for stack in models.stacks)

@@ -22,7 +22,7 @@ def save_surrogate(folder: RunFolder, loop: SearchLoop) -> None:
     Raises:
         RunError: The file cannot be written.
     """
-    algorithm = loop.algorithm
+    algorithm = getattr(loop.algorithm, "inner", loop.algorithm)  # in a race
     surrogate = algorithm.surrogate() if isinstance(algorithm, HasSurrogate) else None
     if surrogate is not None:
         body = {"scored": len(loop.population), **surrogate.to_json()}

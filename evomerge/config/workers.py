@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -15,14 +15,17 @@ from evomerge.config.build import build_tasks
 from evomerge.config.cache import usable_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig, parse_config
+from evomerge.config.served import serve
 from evomerge.config.yaml_file import read_yaml
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.errors import ConfigError, RunError
 from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.served_subject import ServedModel
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.cache import TensorCache
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import DTYPES
+from evomerge.runtime.layer_worker import LayerWorker
 from evomerge.runtime.placement import pick_device, use_threads
 from evomerge.runtime.worker import MergeInputs, Worker
 from evomerge.storage.run_store import RunFolder
@@ -108,28 +111,55 @@ def worker_of(
     threads: int,
     name: str = "in-process",
 ) -> Worker:
-    """Load the resident models and return a worker.
+    """Load the resident models that the evaluators need, if any, and return a worker.
 
     Raises:
         ConfigError: The models have no config.json, so nothing can be loaded to score.
         SourceError: transformers cannot load the donor.
     """
     use_threads(threads)
-    if not (models.donor / "config.json").is_file():
-        raise ConfigError(f"{models.donor}: has no config.json; scoring needs a whole model folder")
     where = pick_device(device)
     subjects: dict[str, Subject] = {}
-    for evaluator in evaluators.values():
+    served: dict[Hashable, ServedModel] = {}
+    scored: dict[str, tuple[Evaluator, Subject | ServedModel]] = {}
+    for task, evaluator in evaluators.items():
+        if evaluator.auto_class is None:
+            place = evaluator.candidate.place
+            if place not in served:
+                served[place] = serve(evaluator.candidate, inputs, models, device=where)
+            scored[task] = evaluator, served[place]
+            continue
         if evaluator.auto_class not in subjects:
-            subjects[evaluator.auto_class] = Subject.load(
-                models.donor,
-                auto_class=evaluator.auto_class,
-                device=where,
-                # That of the files, as in the export: a config.json may say another one.
-                dtype=DTYPES[models.space.float_dtype],
-                trust_remote_code=models.trust_remote_code,
-                name=models.space.sources[0],
-                untied=models.space.untied,
+            subjects[evaluator.auto_class] = load_subject(models, evaluator.auto_class, where)
+        scored[task] = evaluator, subjects[evaluator.auto_class]
+    resident = list(subjects.values())
+    if models.layers is not None:
+        if served:
+            raise ConfigError(
+                "merge.name: layer_sequence candidates exist in this process only; score them with "
+                "evaluators that do not ask a server"
             )
-    scored = {task: (e, subjects[e.auto_class]) for task, e in evaluators.items()}
-    return Worker(inputs, list(subjects.values()), scored, device=where, name=name)
+        layers = models.layers.inputs
+        return LayerWorker(inputs, resident, scored, layers=layers, device=where, name=name)
+    return Worker(inputs, resident, scored, device=where, name=name)
+
+
+def load_subject(models: OpenModels, auto_class: str, device: str) -> Subject:
+    """Load a resident model.
+
+    Raises:
+        ConfigError: The models have no config.json, so nothing can be loaded to score.
+        SourceError: transformers cannot load the donor.
+    """
+    if not (models.donor / "config.json").is_file():
+        raise ConfigError(f"{models.donor}: has no config.json; scoring needs a whole model folder")
+    return Subject.load(
+        models.donor,
+        auto_class=auto_class,
+        device=device,
+        # That of the files, as in the export: a config.json may say another one.
+        dtype=DTYPES[models.space.float_dtype],
+        trust_remote_code=models.trust_remote_code,
+        name=models.space.sources[0],
+        untied=models.space.untied,
+    )

@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.choice_space import ChoiceSpace, Space
+from evomerge.core.layer_sequence_space import LayerSequenceSpace
 from evomerge.core.search_space import SearchedParam, SearchSpace
 
 # The parameters that say how much of each model goes in.
@@ -28,8 +29,11 @@ def corners(space: Space) -> FloatArray:
     Other searched parameters have their initial values. A weight outside the searched range
     becomes the nearest inside. C is the number of weighted models, and 2 where there are not two:
     then the corners are the lower and the upper end of every range. Where the method is searched
-    too, they are those of one method after the other.
+    too, they are those of one method after the other. Where sequences of layers are searched, they
+    are the layers of one model each.
     """
+    if isinstance(space, LayerSequenceSpace):
+        return space.corners()
     if isinstance(space, ChoiceSpace):
         own = [corners(branch) for branch in space.branches]
         return np.concatenate([space.place(index, points) for index, points in enumerate(own)])

@@ -147,10 +147,14 @@ class LayerSequenceSpace(SearchSpace):
         return vector
 
     def corners(self) -> FloatArray:
-        """Return (K, D) the vectors of the layers of one model each, W being 1 everywhere."""
-        found = np.tile(self.initial(), (len(self.n_layers), 1))
+        """Return (C, D) the vectors of the layers of one model each, W being 1 everywhere.
+
+        C is the number of models; 2 for one model alone, the second all its slots.
+        """
+        found = np.tile(self.initial(), (max(len(self.n_layers), 2), 1))
+        found[:, : len(self.slots)] = _ON
         n_first = len(self.slots) // self.rules.repeats
-        for row, name in zip(found, self.n_layers, strict=True):
+        for row, name in zip(found, self.n_layers, strict=False):
             own = [t for t in range(n_first) if self.slots[t][0] == name]
             row[: len(self.slots)] = _OFF
             row[own] = _ON

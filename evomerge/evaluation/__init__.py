@@ -5,7 +5,12 @@ Every built-in evaluator is listed here by hand; importing this package register
 
 from evomerge.evaluation import (  # noqa: F401  (importing registers them)
     classification,
+    code_execution,
+    embedding,
+    endpoint,
     exact_match,
+    harness,
+    judge,
     multiple_choice,
     perplexity,
     python_function,

@@ -10,7 +10,7 @@ agree within rounding (`SAME_WITHIN`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -69,13 +69,13 @@ class TokenBudget:
 
     def __init__(self, device: torch.device, n_vocabulary: int | None) -> None:
         """Args: n_vocabulary: width of the logits, None when the model has none over tokens."""
-        self._auto = CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
+        self.auto = CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
         self._n_vocabulary = n_vocabulary or 1
         self.cap: int | None = None
 
     def rows(self, shape: Shape, limits: Limits) -> int:
         """Return the most rows of `shape` for one forward pass, at least 1."""
-        tokens = self._auto if limits.tokens == "auto" else limits.tokens
+        tokens = self.auto if limits.tokens == "auto" else limits.tokens
         tokens = tokens if self.cap is None else min(tokens, self.cap)
         rows = tokens // shape.width
         if shape.keep and limits.tokens == "auto":
@@ -132,8 +132,10 @@ def for_each_batch(
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
+                if len(batch) == 1 and isinstance(error, torch.OutOfMemoryError | MemoryError):
+                    raise
                 if len(batch) == 1:
-                    raise error if isinstance(error, torch.OutOfMemoryError) else MemoryError(error)
+                    raise MemoryError(str(error)) from error
                 subject.budget.halve(len(batch) * shape.width)
             else:
                 waiting = waiting[len(batch) :]
@@ -147,6 +149,13 @@ def filled(batch: Sequence[int], device: torch.device) -> list[int]:
     threads = torch.get_num_threads()
     floor = 1 if device.type != "cpu" else 4 if threads == 1 else min(64, 8 * threads)
     return [*batch, *[batch[0]] * (floor - len(batch))]
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield lists of indices, longest first, so that memory peaks in the first batch."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def pad(

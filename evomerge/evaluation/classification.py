@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.evaluation.batching import Limits, Shape, filled, for_each_batch, pad, padded_width
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     check_settings,
@@ -18,11 +20,12 @@ from evomerge.evaluation.examples import (
     content_digest,
     read_arrays,
     read_rows,
+    stamp,
 )
-from evomerge.evaluation.language import batches, pad
 from evomerge.evaluation.subject import Subject
 
 METRICS = ("accuracy", "probability")
+IMAGES_PER_BATCH = 32
 MODALITIES = {".jsonl": "text", ".npz": "image"}
 
 
@@ -37,7 +40,10 @@ class Classification:
         head: Safetensors file with this task's classifier, for models without one of their own.
         labels: Class names in the order of the model's outputs, when rows name classes.
         metric: "accuracy" (0 or 1) or "probability" of the gold class.
-        batch_size: Examples per forward pass.
+        batch_tokens: Tokens of text per forward pass; "auto": what the device takes, halved when
+            its memory runs out.
+        batch_size: Most examples per forward pass; None: 32 images, or as many texts as
+            `batch_tokens` allow.
         max_length: Texts are cut to so many tokens; None: to what the model takes.
         rows: Half-open range of examples [start, stop); None: all.
     """
@@ -46,7 +52,8 @@ class Classification:
     head: Path | None = None
     labels: tuple[str, ...] | None = None
     metric: str = "accuracy"
-    batch_size: int = 32
+    batch_tokens: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
     max_length: int | None = None
     rows: tuple[int, int] | None = None
 
@@ -62,8 +69,15 @@ class Classification:
                 f"classification: examples is {self.examples}; expected .jsonl (texts) or "
                 ".npz (images)."
             )
+        _ = self._limits
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ConfigError("classification: `labels` names a class twice.")
+
+    @property
+    def _limits(self) -> Limits:
+        if self.modality == "image":
+            return Limits(rows=self.batch_size or IMAGES_PER_BATCH)
+        return Limits(self.batch_tokens, self.batch_size)
 
     @property
     def modality(self) -> str:
@@ -107,8 +121,6 @@ class Classification:
         gold = gold[wanted]
         with subject.with_head(self.head):
             subject.require(self.auto_class)
-            if not wanted.size:
-                return np.zeros(0, dtype=np.float32)
             logits = self._logits(subject, wanted)
         in_file = wanted + (self.rows[0] if self.rows else 0)
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
@@ -132,30 +144,50 @@ class Classification:
 
     def _logits(self, subject: Subject, wanted: IntArray) -> np.ndarray:
         """Return (n, labels) float64."""
+        logits: list[np.ndarray | None] = [None] * len(wanted)
         if self.modality == "image":
             pixels = read_arrays(self.examples, ("pixel_values", "labels"), self.rows)
-            images = pixels["pixel_values"][wanted]
-            parts = [
-                subject.logits({"pixel_values": images[i : i + self.batch_size]})
-                for i in range(0, len(wanted), self.batch_size)
-            ]
-            return np.concatenate(parts).astype(np.float64)
-        rows = read_rows(self.examples, self.rows)
-        limits = [m for m in (self.max_length, subject.max_tokens) if m is not None]
-        settings = {"truncation": True, "max_length": min(limits)} if limits else {}
-        texts = [rows[i].text("text") for i in wanted]
-        sequences = subject.tokenizer(texts, padding=False, **settings)["input_ids"]
-        if subject.model.config.pad_token_id is None:
-            # Decoders with a classifier look for the last token that is not padding.
-            subject.model.config.pad_token_id = subject.pad_token_id
-        logits: np.ndarray | None = None
-        for batch in batches([len(ids) for ids in sequences], self.batch_size):
-            ids, mask = pad([sequences[i] for i in batch], subject.pad_token_id, side="right")
-            part = subject.logits({"input_ids": ids, "attention_mask": mask})
-            if logits is None:
-                logits = np.zeros((len(wanted), part.shape[1]))
-            logits[batch] = part
-        return logits
+            images = pixels["pixel_values"]
+
+            def run(_: Shape, batch: list[int]) -> None:
+                rows = wanted[filled(batch, subject.device)]
+                found = subject.logits({"pixel_values": images[rows]})
+                for row, i in enumerate(batch):
+                    logits[i] = found[row]
+
+            for_each_batch(subject, [Shape(1)] * len(wanted), self._limits, run)
+        else:
+            sequences = self._tokens(subject)
+            if subject.model.config.pad_token_id is None:
+                # Decoders with a classifier look for the last token that is not padding.
+                subject.model.config.pad_token_id = subject.pad_token_id
+
+            def run(shape: Shape, batch: list[int]) -> None:
+                rows = [sequences[wanted[i]] for i in filled(batch, subject.device)]
+                ids, mask = pad(rows, subject.pad_token_id, side="right", width=shape.width)
+                found = subject.logits({"input_ids": ids, "attention_mask": mask})
+                for row, i in enumerate(batch):
+                    logits[i] = found[row]
+
+            shapes = []
+            for i in wanted:
+                length = len(sequences[i])
+                width = padded_width(length, subject.max_tokens)
+                shapes.append(Shape(width, full=width == length))
+            for_each_batch(subject, shapes, self._limits, run)
+        n_labels = logits[0].shape[0] if logits else 1
+        return np.array(logits, dtype=np.float64).reshape(len(wanted), n_labels)
+
+    def _tokens(self, subject: Subject) -> list[list[int]]:
+        """Return the tokens of every text, cut to what the model takes."""
+
+        def make() -> list[list[int]]:
+            texts = [row.text("text") for row in read_rows(self.examples, self.rows)]
+            limits = [m for m in (self.max_length, subject.max_tokens) if m is not None]
+            settings = {"truncation": True, "max_length": min(limits)} if limits else {}
+            return subject.tokenizer(texts, padding=False, **settings)["input_ids"]
+
+        return subject.prepared((self, stamp(self.examples)), make)
 
     def _gold(self) -> IntArray:
         """Return (N,) int64 class indices, every example checked."""

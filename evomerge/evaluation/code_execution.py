@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +55,7 @@ class CodeExecution:
     examples: Path
     allow_code_execution: bool = False
     answer: Literal["continuation", "fenced"] = "continuation"
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     isolation: Isolation = "namespaces"
     programs: int = 2
     candidate: ServedCandidate | None = None

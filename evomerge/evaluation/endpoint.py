@@ -12,8 +12,8 @@ from evomerge.errors import ConfigError
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.exact_match import ExactMatch
 from evomerge.evaluation.multiple_choice import MultipleChoice
-from evomerge.evaluation.server import ServedCandidate
 from evomerge.evaluation.served_subject import ServedModel, text_subject
+from evomerge.evaluation.server import ServedCandidate
 
 
 @evaluator("endpoint")

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError
+from evomerge.evaluation.batching import Limits
+from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import check_settings, checked_scores, chosen, read_rows
+from evomerge.evaluation.examples import (
+    Row,
+    check_settings,
+    checked_scores,
+    chosen,
+    read_rows,
+    stamp,
+)
+from evomerge.evaluation.extraction import Extraction
+from evomerge.evaluation.generation import generate, plan_prompts
 from evomerge.evaluation.subject import Subject
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.served_subject import ServedSubject
 
 
 @evaluator("exact_match")
@@ -24,10 +37,20 @@ class ExactMatch:
         max_new_tokens: Most tokens to generate.
         stop: Strings that end an answer and are not part of it.
         pattern: Regular expression that finds the answer in the generated text and, where
-            it matches, in the reference: the last match counts, its first group if it has
-            one. Generated text without a match scores 0.0.
-        batch_size: Prompts per batch.
+            it matches, in the reference. Generated text without a match scores 0.0.
+        group: Group of the pattern that is the answer, by number or name; None: the first
+            one, or all of the match where it has none.
+        match: Which match counts, "last" or "first".
+        filters: Applied to both answers in this order: "first_line", "last_number",
+            "lowercase", "no_punctuation", "no_spaces".
+        batch_tokens: Prompt tokens per batch; "auto": what the device takes, halved when its
+            memory runs out.
+        batch_size: Most prompts per batch; None: as many as `batch_tokens` allow.
+        cache: "dynamic" or "static" keys and values; see `generation.generate`.
         max_length: Keep only the last so many prompt tokens; None: longer ones are an error.
+        chat_template: Make a chat message of every prompt, with the tokenizer's template.
+        chat_template_file: Jinja template to use instead.
+        system_prompt: System message in front of it.
         rows: Half-open range of examples [start, stop); None: all.
     """
 
@@ -37,8 +60,16 @@ class ExactMatch:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     pattern: str | None = None
-    batch_size: int = 16
+    group: int | str | None = None
+    match: Literal["last", "first"] = "last"
+    filters: tuple[str, ...] = ()
+    batch_tokens: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
+    cache: Literal["dynamic", "static"] = "dynamic"
     max_length: int | None = None
+    chat_template: bool = False
+    chat_template_file: Path | None = None
+    system_prompt: str | None = None
     rows: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -54,11 +85,22 @@ class ExactMatch:
         if not all(self.stop):
             raise ConfigError("exact_match: a stop string is empty; it would end every answer.")
         try:
-            re.compile(self.pattern or "")
-        except re.error as error:
-            raise ConfigError(
-                f"exact_match: pattern {self.pattern!r} is not a regular expression ({error})."
-            ) from error
+            _ = self._extraction
+        except ConfigError as error:
+            raise ConfigError(f"exact_match: {error}") from error
+        _ = self._limits, self._chat
+
+    @property
+    def _extraction(self) -> Extraction:
+        return Extraction(self.pattern, self.group, self.match, self.filters)
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.batch_tokens, self.batch_size)
+
+    @property
+    def _chat(self) -> Chat:
+        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
 
     def n_examples(self) -> int:
         """Return N after checking every row; DataError names the first bad one."""
@@ -69,8 +111,10 @@ class ExactMatch:
         return len(rows)
 
     def example_digests(self) -> tuple[str, ...]:
-        """Return (N,) digests of prompt and answer."""
-        return tuple(row.digest("prompt", "answer") for row in read_rows(self.examples, self.rows))
+        """Return (N,) digests of prompt and answer, and of the chat around them."""
+        rows = read_rows(self.examples, self.rows)
+        chat = self._chat.content()
+        return tuple(row.digest("prompt", "answer", beside=chat) for row in rows)
 
     def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
@@ -78,37 +122,40 @@ class ExactMatch:
         Raises:
             EvaluationError: Logits are NaN, or a prompt is too long.
         """
-        data = read_rows(self.examples, self.rows)
-        rows = [data[i] for i in chosen(self.n_examples(), positions)]
+        rows = read_rows(self.examples, self.rows)
+        wanted = chosen(self.n_examples(), positions)
         subject.require(self.auto_class)
-        answers = subject.generate(
-            [row.text("prompt") for row in rows],
-            batch_size=self.batch_size,
+        extraction = self._extraction
+        scores = [
+            float(extraction.is_right(answer, rows[i].text("answer")))
+            for i, answer in zip(wanted, self._answers(subject, rows, wanted), strict=True)
+        ]
+        return checked_scores(scores, n=len(wanted), subject=subject.name, path=self.examples)
+
+    def _answers(
+        self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
+    ) -> list[str]:
+        prompts = [row.text("prompt") for row in rows]
+        if not isinstance(subject, Subject):
+            return subject.generate(
+                [prompts[i] for i in wanted], max_new_tokens=self.max_new_tokens, stop=self.stop
+            )
+        plan = subject.prepared(
+            (self, stamp(self.examples)),
+            lambda: plan_prompts(
+                subject,
+                self._chat.render(subject, prompts),
+                max_new_tokens=self.max_new_tokens,
+                max_length=self.max_length,
+                special=not self.chat_template,
+            ),
+        )
+        return generate(
+            subject,
+            plan,
+            wanted.tolist(),
+            limits=self._limits,
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
-            max_length=self.max_length,
+            cache=self.cache,
         )
-        scores = [
-            float(self._is_right(answer, row.text("answer")))
-            for answer, row in zip(answers, rows, strict=True)
-        ]
-        return checked_scores(scores, n=len(rows), subject=subject.name, path=self.examples)
-
-    def _is_right(self, generated: str, reference: str) -> bool:
-        wanted = self._extract(reference)
-        found = self._extract(generated)
-        if self.pattern is not None and found is None:
-            return False
-        return (found if found is not None else generated).strip() == (
-            wanted if wanted is not None else reference
-        ).strip()
-
-    def _extract(self, text: str) -> str | None:
-        """Return the last match of `pattern`, None without a pattern or a match."""
-        if self.pattern is None:
-            return None
-        matches = list(re.finditer(self.pattern, text))
-        if not matches:
-            return None
-        last = matches[-1]
-        return (last.group(1) if last.re.groups else last.group(0)) or ""

@@ -70,6 +70,15 @@ class Row:
             self.fail(f"{key!r} is {value}, expected {top}", "correct the row")
         return value
 
+    def number(self, key: str, low: float, high: float) -> float:
+        """Return the number in [low, high] under `key`."""
+        value = self._value(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(f"{key!r} is {_kind(value)}, expected a number", "correct it")
+        if not low <= value <= high:  # NaN as well
+            self.fail(f"{key!r} is {value}, expected {low} to {high}", "correct it, or the range")
+        return float(value)
+
     def index(self, key: str, size: int) -> int:
         """Return the integer in [0, size) under `key`."""
         value = self._value(key)
@@ -79,9 +88,15 @@ class Row:
             )
         return value
 
-    def digest(self, *keys: str) -> str:
-        """Return 16 hex digits that stand for the values under `keys`; missing ones are null."""
-        return content_digest({key: self.values.get(key) for key in keys})
+    def digest(self, *keys: str, beside: Sequence[Any] = ()) -> str:
+        """Return 16 hex digits that stand for the values under `keys`; missing ones are null.
+
+        Args:
+            keys: Keys of the row that a score depends on.
+            beside: JSON values outside the row that belong to the example as well.
+        """
+        content = {key: self.values.get(key) for key in keys}
+        return content_digest([content, *beside])
 
     def fail(self, problem: str, remedy: str) -> NoReturn:
         """Raise the DataError for this row."""
@@ -105,9 +120,9 @@ def read_rows(path: Path, rows: tuple[int, int] | None = None) -> tuple[Row, ...
 
     Raises:
         DataError: The file is missing, empty, not UTF-8, has a line that is not a JSON
-            object, or has fewer rows than asked for.
+            object, two rows with the same `id`, or fewer rows than asked for.
     """
-    return cut(_read_rows(path, _stamp(path)), rows, path)
+    return cut(_read_rows(path, stamp(path)), rows, path)
 
 
 def read_text(path: Path) -> str:
@@ -116,7 +131,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: The file is missing, empty or not UTF-8.
     """
-    return _read_text(path, _stamp(path))
+    return _read_text(path, stamp(path))
 
 
 def read_arrays(
@@ -132,7 +147,7 @@ def read_arrays(
     Raises:
         DataError: The file is missing or broken, an array is missing, or lengths differ.
     """
-    arrays = _read_arrays(path, _stamp(path))
+    arrays = _read_arrays(path, stamp(path))
     for name in names:
         if name not in arrays:
             raise DataError(
@@ -147,6 +162,26 @@ def read_arrays(
     if not lengths[names[0]]:
         raise DataError(f"{path}: no examples in it; give at least one.")
     return {name: cut(arrays[name], rows, path) for name in names}
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Return (mtime in ns, size in bytes) of a data file, so that an edited one is read again.
+
+    Raises:
+        DataError: The file is missing or empty.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the examples ({error.strerror}); "
+            "check `examples:`, paths count from the config file's folder."
+        ) from error
+    if not path.is_file():
+        raise DataError(f"{path}: is not a file; `examples:` names one file.")
+    if not stat.st_size:
+        raise DataError(f"{path}: is empty; give at least one example.")
+    return stat.st_mtime_ns, stat.st_size
 
 
 def cut(items: Any, rows: tuple[int, int] | None, path: Path) -> Any:
@@ -257,22 +292,6 @@ def checked_scores(
     return array
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Return (mtime, size), so that an edited file is read again."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot read the examples ({error.strerror}); "
-            "check `examples:`, paths count from the config file's folder."
-        ) from error
-    if not path.is_file():
-        raise DataError(f"{path}: is not a file; `examples:` names one file.")
-    if not stat.st_size:
-        raise DataError(f"{path}: is empty; give at least one example.")
-    return stat.st_mtime_ns, stat.st_size
-
-
 @lru_cache(maxsize=64)
 def _read_text(path: Path, stamp: tuple[int, int]) -> str:  # noqa: ARG001  (part of the key)
     try:
@@ -301,7 +320,20 @@ def _read_rows(path: Path, stamp: tuple[int, int]) -> tuple[Row, ...]:
         rows.append(Row(path, number, _frozen(value)))
     if not rows:
         raise DataError(f"{path}: has no rows; give at least one example.")
+    _refuse_equal_ids(rows)
     return tuple(rows)
+
+
+def _refuse_equal_ids(rows: Sequence[Row]) -> None:
+    """Rows need no `id`, but two with the same one are a slip of whoever joined the data."""
+    seen: dict[str, int] = {}
+    for row in rows:
+        if "id" not in row.values:
+            continue
+        name = repr(row.values["id"])
+        if name in seen:
+            row.fail(f"id {name} is that of line {seen[name]} as well", "remove one of the two")
+        seen[name] = row.line
 
 
 @lru_cache(maxsize=16)

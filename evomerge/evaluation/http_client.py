@@ -8,9 +8,11 @@ that the server understood and refused is the candidate's own failure: `Evaluati
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -84,6 +86,27 @@ class Meter:
         return usage
 
 
+def usage_text(meters: Iterable[Meter]) -> str:
+    """Return what was used since the meters were last read, in one line; "" for nothing."""
+    total = Usage()
+    for usage in [meter.take() for meter in meters]:
+        for item in fields(usage):
+            setattr(total, item.name, getattr(total, item.name) + getattr(usage, item.name))
+    return f"usage {total}" if total.requests else ""
+
+
+def logged_usage(log: str) -> Usage | None:
+    """Return the sum of the `usage_text` lines in a log; None when there are none."""
+    total, is_found = Usage(), False
+    pattern = "usage " + " ".join(rf"{item.name}=([\d.]+)" for item in fields(Usage))
+    for found in re.finditer(pattern, log):
+        is_found = True
+        for item, text in zip(fields(Usage), found.groups(), strict=True):
+            number = float(text) if item.name == "cost" else int(text)
+            setattr(total, item.name, getattr(total, item.name) + number)
+    return total if is_found else None
+
+
 class Client:
     """Asks one server. Safe to use from several threads."""
 
@@ -99,12 +122,14 @@ class Client:
         import httpx2
 
         key = self.server.api_key()
-        return httpx2.Client(
+        http = httpx2.Client(
             base_url=self.server.root(),
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=self.server.timeout_seconds,
             limits=httpx2.Limits(max_connections=self.server.concurrency),
         )
+        weakref.finalize(self, http.close)
+        return http
 
     def map(self, ask: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Return `ask` of every item, in order, `concurrency` at a time; the first error ends all.

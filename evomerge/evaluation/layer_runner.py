@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from evomerge.core.tensor_names import block_parts, place
-from evomerge.errors import EvaluationError
+from evomerge.errors import EvaluationError, SourceError, first_line
+from evomerge.evaluation.resident import quiet
 
 # A matrix and a factor -> the matrix that is used instead.
 Scale = Callable[[Tensor, float], Tensor]
@@ -114,6 +116,44 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
             "cannot be put in another order"
         )
     return lists[0][0], lists[0][1]
+
+
+def load_layers(
+    model: Any, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, name: str
+) -> list[nn.Module]:
+    """Return the layers of another model, made by transformers as those of `model` were.
+
+    Args:
+        model: Gives class, config, dtype and device.
+        tensors: Name in the files -> value, of a whole model.
+        settings: What the other model's layers change in the config; see `LayerRunner.install`.
+        name: For messages.
+
+    Raises:
+        SourceError: transformers cannot load the tensors, or some are missing.
+    """
+    config = copy.deepcopy(model.config)
+    for key, value in settings.items():
+        setattr(config.get_text_config(), key, value)
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            made, info = type(model).from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=model.dtype,
+                attn_implementation=model.config._attn_implementation,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = first_line(error)
+        raise SourceError(f"{name}: transformers cannot load its layers ({reason})") from error
+    prefix, layers = find_layers(made)
+    absent = sorted(key for key in info["missing_keys"] if key.startswith(prefix))
+    if absent:
+        raise SourceError(f"{name}: its files lack {len(absent)} tensors, first {absent[0]}")
+    made.eval().requires_grad_(False)
+    return [layer.to(model.device) for layer in layers]
 
 
 def _configs(model: nn.Module, prefix: str) -> Iterator[Any]:

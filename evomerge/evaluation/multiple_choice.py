@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from evomerge.core.arrays import IntArray, ScoreArray
+from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.errors import EvaluationError
+from evomerge.evaluation.batching import SAME_WITHIN, Limits
+from evomerge.evaluation.chat import Chat
+from evomerge.evaluation.choices import Normalise, choice_logprobs, plan_choices
 from evomerge.evaluation.evaluator import evaluator
-from evomerge.evaluation.examples import Row, check_settings, checked_scores, chosen, read_rows
+from evomerge.evaluation.examples import (
+    Row,
+    check_settings,
+    checked_scores,
+    chosen,
+    read_rows,
+    stamp,
+)
 from evomerge.evaluation.subject import Subject
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.served_subject import ServedSubject
 
 NORMALISATIONS = ("none", "token", "char")
 
@@ -22,24 +35,34 @@ NORMALISATIONS = ("none", "token", "char")
 class MultipleChoice:
     """Score 1.0 where the gold option has the highest log-likelihood, else 0.0.
 
-    Ties go to the option that comes first.
+    Ties (equal within rounding) go to the option that comes first. What prompts begin with and
+    their options share is computed once per batch; results do not depend on it.
 
     Attributes:
         examples: JSONL rows with `prompt` (string), `options` (list of strings, appended to
             the prompt as they are, so most start with a space) and `gold` (index).
         normalise: Divide log-likelihoods by nothing ("none"), by the option's number of
             tokens ("token") or of characters ("char").
-        batch_size: Options per forward pass.
+        batch_tokens: Tokens per forward pass; "auto": what the device takes, halved when its
+            memory runs out.
+        batch_size: Most examples per forward pass; None: as many as `batch_tokens` allow.
         max_length: Keep only the last so many tokens; None: longer ones are an error.
+        chat_template: Make a chat message of every prompt, with the tokenizer's template.
+        chat_template_file: Jinja template to use instead.
+        system_prompt: System message in front of it.
         rows: Half-open range of examples [start, stop); None: all.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
 
     examples: Path
-    normalise: str = "none"
-    batch_size: int = 16
+    normalise: Normalise = "none"
+    batch_tokens: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
     max_length: int | None = None
+    chat_template: bool = False
+    chat_template_file: Path | None = None
+    system_prompt: str | None = None
     rows: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -49,15 +72,25 @@ class MultipleChoice:
             positive={"batch_size": self.batch_size, "max_length": self.max_length},
             choices={"normalise": (self.normalise, NORMALISATIONS)},
         )
+        _ = self._limits, self._chat
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.batch_tokens, self.batch_size)
+
+    @property
+    def _chat(self) -> Chat:
+        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
 
     def n_examples(self) -> int:
         """Return N after checking every row; DataError names the first bad one."""
         return len(self._gold(read_rows(self.examples, self.rows)))
 
     def example_digests(self) -> tuple[str, ...]:
-        """Return (N,) digests of prompt, options and gold index."""
+        """Return (N,) digests of prompt, options and gold index, and of the chat around them."""
         rows = read_rows(self.examples, self.rows)
-        return tuple(row.digest("prompt", "options", "gold") for row in rows)
+        chat = self._chat.content()
+        return tuple(row.digest("prompt", "options", "gold", beside=chat) for row in rows)
 
     def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
@@ -65,32 +98,61 @@ class MultipleChoice:
         Raises:
             EvaluationError: A log-likelihood is not finite, or an example is too long.
         """
-        data = read_rows(self.examples, self.rows)
-        positions = chosen(len(data), positions)
-        rows = tuple(data[i] for i in positions)
-        gold = self._gold(rows)
+        rows = read_rows(self.examples, self.rows)
+        wanted = chosen(len(rows), positions)
+        gold = self._gold(rows)[wanted]
         subject.require(self.auto_class)
-        if not rows:
-            return np.zeros(0, dtype=np.float32)
-        options = [row.texts("options") for row in rows]
-        table = subject.option_logprobs(
-            [row.text("prompt") for row in rows],
-            options,
-            batch_size=self.batch_size,
-            normalise=self.normalise,
-            max_length=self.max_length,
-        )
-        for row, choices, logprobs in zip(rows, options, table, strict=True):
-            if not np.isfinite(logprobs[: len(choices)]).all():
+        table = self._logprobs(subject, rows, wanted)
+        for i, logprobs in zip(wanted, table, strict=True):
+            if not np.isfinite(logprobs).all():
                 raise EvaluationError(
-                    f"{subject.name}: a log-likelihood on {row.path}:{row.line} is not finite; "
-                    "the merged weights are probably broken."
+                    f"{subject.name}: a log-likelihood on {rows[i].path}:{rows[i].line} is not "
+                    "finite; the merged weights are probably broken."
                 )
+        best = [_first_best(logprobs) for logprobs in table]
         return checked_scores(
-            table.argmax(axis=1) == gold, n=len(rows), subject=subject.name, path=self.examples
+            np.array(best, dtype=np.int64) == gold,
+            n=len(wanted),
+            subject=subject.name,
+            path=self.examples,
         )
+
+    def _logprobs(
+        self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
+    ) -> list[FloatArray]:
+        """Return (options,) normalised log-likelihoods of each wanted row."""
+        prompts = [row.text("prompt") for row in rows]
+        options = [row.texts("options") for row in rows]
+        if not isinstance(subject, Subject):
+            table = subject.option_logprobs(
+                [prompts[i] for i in wanted],
+                [options[i] for i in wanted],
+                normalise=self.normalise,
+            )
+            return [line[: len(options[i])] for i, line in zip(wanted, table, strict=True)]
+        plan = subject.prepared(
+            (self, stamp(self.examples)),
+            lambda: plan_choices(
+                subject,
+                self._chat.render(subject, prompts),
+                options,
+                max_length=self.max_length,
+                special=not self.chat_template,
+            ),
+        )
+        sums = choice_logprobs(subject, plan, wanted.tolist(), self._limits)
+        return [
+            values / plan.choices[i].lengths(options[i], self.normalise)
+            for i, values in zip(wanted, sums, strict=True)
+        ]
 
     def _gold(self, rows: tuple[Row, ...]) -> IntArray:
         for row in rows:
             row.text("prompt")
         return np.array([row.index("gold", len(row.texts("options"))) for row in rows])
+
+
+def _first_best(values: FloatArray) -> int:
+    """Return the first index whose value is the highest, or so close that rounding decides."""
+    highest = values.max()
+    return int(np.argmax(values >= highest - SAME_WITHIN * max(1.0, abs(highest))))

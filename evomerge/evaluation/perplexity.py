@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.evaluation.batching import Limits
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     check_settings,
@@ -17,6 +18,7 @@ from evomerge.evaluation.examples import (
     content_digest,
     read_rows,
     read_text,
+    stamp,
 )
 from evomerge.evaluation.subject import Subject
 
@@ -35,7 +37,9 @@ class Perplexity:
             `max_length` is set.
         bits_per_byte: Score minus the bits per UTF-8 byte instead, which is comparable
             between tokenizers.
-        batch_size: Texts per forward pass.
+        batch_tokens: Tokens per forward pass; "auto": what the device takes, halved when its
+            memory runs out.
+        batch_size: Most texts per forward pass; None: as many as `batch_tokens` allow.
         max_length: Cut JSONL texts to so many tokens.
         rows: Half-open range of texts or windows [start, stop). A .txt file needs it, since
             the number of its windows depends on the tokenizer.
@@ -46,7 +50,8 @@ class Perplexity:
     examples: Path
     window: int = 128
     bits_per_byte: bool = False
-    batch_size: int = 8
+    batch_tokens: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
     max_length: int | None = None
     rows: tuple[int, int] | None = None
 
@@ -56,6 +61,7 @@ class Perplexity:
             rows=self.rows,
             positive={"batch_size": self.batch_size, "max_length": self.max_length},
         )
+        _ = self._limits
         if self.window < 2:
             raise ConfigError(f"perplexity: window is {self.window}, expected at least 2 tokens.")
         if self._is_plain and self.rows is None:
@@ -63,6 +69,10 @@ class Perplexity:
                 f"perplexity: {self.examples} is cut into windows of tokens, so `rows` must say "
                 "which to use, such as `rows: [0, 64]`."
             )
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.batch_tokens, self.batch_size)
 
     @property
     def _is_plain(self) -> bool:
@@ -101,7 +111,9 @@ class Perplexity:
         """
         subject.require(self.auto_class)
         wanted = chosen(self.n_examples(), positions)
-        texts = self._windows(subject, wanted) if self._is_plain else self._texts(subject, wanted)
+        read = self._windows if self._is_plain else self._texts
+        data = subject.prepared((self, stamp(self.examples)), lambda: read(subject))
+        texts = [data[i] for i in wanted]
         prefix = subject.first_tokens
         starts = [max(len(prefix), 1)] * len(texts)
         sequences = []
@@ -119,7 +131,7 @@ class Perplexity:
                     f"{subject.max_tokens - len(prefix)} or less."
                 )
             sequences.append(sequence)
-        found = subject.token_nll(sequences, starts=starts, batch_size=self.batch_size)
+        found = subject.token_nll(sequences, starts=starts, limits=self._limits)
         if self.bits_per_byte:
             scores = [
                 -float(nll.sum()) / log(2) / n_bytes
@@ -140,29 +152,27 @@ class Perplexity:
     def _first(self) -> int:
         return self.rows[0] if self.rows else 0
 
-    def _texts(self, subject: Subject, wanted: IntArray) -> list[tuple[tuple[int, ...], int]]:
-        """Return (tokens, bytes of text they stand for) for every wanted row."""
-        usual = len(subject.encode(""))
-        rows = read_rows(self.examples, self.rows)
+    def _texts(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
+        """Return (tokens, bytes of text they stand for) for every row."""
         texts = []
-        for i in wanted:
-            text = rows[i].text("text")
-            tokens = subject.encode(text)[usual:]
+        for row in read_rows(self.examples, self.rows):
+            text = row.text("text")
+            tokens = subject.encode(text, special=False)
             if self.max_length is not None and len(tokens) > self.max_length:
                 tokens = tokens[: self.max_length]
                 text = subject.tokenizer.decode(tokens)
             texts.append((tokens, len(text.encode())))
         return texts
 
-    def _windows(self, subject: Subject, wanted: IntArray) -> list[tuple[tuple[int, ...], int]]:
-        """Return (tokens, bytes of text they stand for) for every wanted window."""
+    def _windows(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
+        """Return (tokens, bytes of text they stand for) for every window."""
         start, stop = self.rows
-        tokens = subject.encode(read_text(self.examples))[len(subject.encode("")) :]
+        tokens = subject.encode(read_text(self.examples), special=False)
         if stop * self.window > len(tokens):
             raise DataError(
                 f"{self.examples}: `rows: [{start}, {stop}]` asks for {stop} windows of "
                 f"{self.window} tokens, but its {len(tokens)} tokens make "
                 f"{len(tokens) // self.window}."
             )
-        windows = [tokens[i * self.window : (i + 1) * self.window] for i in start + wanted]
+        windows = [tokens[i * self.window : (i + 1) * self.window] for i in range(start, stop)]
         return [(w, max(1, len(subject.tokenizer.decode(w).encode()))) for w in windows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,18 @@ AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForImageClassification",
     "AutoModelForSequenceClassification",
+)
+# The first five are the ones a tokenizer can be loaded from.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
 )
 
 
@@ -97,7 +110,7 @@ def load_model(
         if untied:
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             # New heads are drawn from this seed: workers must not disagree about them.
             torch.manual_seed(0)
             model, info = _from_pretrained(
@@ -163,25 +176,28 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoTokenizer
 
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-        "vocab.json",
-        "tokenizer.model",
-    )
-    if not any((folder / name).is_file() for name in names):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES[:5]):
         raise SourceError(
-            f"{folder}: has no tokenizer ({', '.join(names[:2])}, …); copy the tokenizer's files "
-            "next to the weights."
+            f"{folder}: has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}, …); copy the "
+            "tokenizer's files next to the weights."
         )
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SourceError(f"{folder}: the tokenizer cannot be loaded ({error})") from error
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Return 16 hex digits that stand for the folder's tokenizer files, chat template included."""
+    found = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            found.update(f"{name} {len(content)} ".encode() + content)
+    return found.hexdigest()[:16]
 
 
 def n_token_rows(model: Any) -> int | None:
@@ -207,7 +223,7 @@ def reload_state(loaded: Loaded, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     state.update(tensors)
     model = loaded.model
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             fresh, info = type(model).from_pretrained(
                 None,
@@ -322,7 +338,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and load reports; what matters is raised."""
     from transformers.utils import logging
 

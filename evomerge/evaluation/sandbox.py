@@ -55,21 +55,23 @@ for link in $links; do
 done
 for device in $devices; do : > "$root$device"; mount --bind "$device" "$root$device"; done
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
-mount -o remount,ro,nosuid,nodev,"size=$size" "$root" 2>/dev/null || true
 exec chroot "$root" "$@"
 """
 
-# The first lines of the program's own process: a word on stderr that says the sandbox stands, which
-# the program cannot reach afterwards; limits; the program; the word again, on stdout, which says
-# that its end was reached. stdin: word, limits, program.
+# The first lines of the program's own process: limits; a word on stderr that says the sandbox
+# stands, which the program cannot reach afterwards; the program; the word again, on stdout, which
+# says that its end was reached. stdin: word, limits, program.
 _RUN = """
 import os, resource, sys
 word, limits, source = sys.stdin.read().split("\\n", 2)
+for name, value in (pair.split("=") for pair in limits.split()):
+    kind = getattr(resource, name)
+    most = resource.getrlimit(kind)[1]
+    value = int(value) if most == resource.RLIM_INFINITY else min(int(value), most)
+    resource.setrlimit(kind, (value, value))
+os.chdir("/tmp" if len(sys.argv) < 2 else sys.argv[1])
 os.write(2, word.encode())
 os.dup2(1, 2)
-for name, value in (pair.split("=") for pair in limits.split()):
-    resource.setrlimit(getattr(resource, name), (int(value), int(value)))
-os.chdir("/tmp" if len(sys.argv) < 2 else sys.argv[1])
 scope = {"__name__": "__main__"}
 exec(compile(source, "program", "exec"), scope)
 sys.stdout.flush()

@@ -6,10 +6,10 @@ candidate and captured CUDA graphs stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,18 @@ from torch import Tensor, nn
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import EvaluationError
-from evomerge.evaluation import language
+from evomerge.evaluation.batching import Limits, TokenBudget
+from evomerge.evaluation.choices import Normalise, can_share, choice_logprobs, plan_choices
+from evomerge.evaluation.generation import generate, plan_prompts
 from evomerge.evaluation.installer import Installer, head_parameters
-from evomerge.evaluation.resident import Loaded, load_model, load_tokenizer, n_token_rows
+from evomerge.evaluation.language import token_logprobs
+from evomerge.evaluation.resident import Loaded, load_model
+from evomerge.evaluation.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 
-class Subject:
+class Subject(Vocabulary):
     """A model on its device, its tokenizer, and the scoring helpers evaluators use.
 
     Attributes:
@@ -36,25 +42,23 @@ class Subject:
             newly made classifier. Sorted; seeded, hence the same in every process.
         reloads: Whether `install` has to go through from_pretrained (slow) because the
             names of the files could not be mapped onto the parameters.
+        n_token_rows: Token ids the model has an embedding for; None for models of images.
+        budget: Tokens a forward pass may hold, found as memory runs out.
     """
 
     def __init__(self, loaded: Loaded, *, auto_class: str, name: str) -> None:
         """Use `Subject.load`."""
-        self.name = name
-        self.folder = loaded.folder
+        super().__init__(loaded, name)
         self.auto_class = auto_class
-        self.model = loaded.model
         self.device = torch.device(loaded.device)
         self.uninitialised: tuple[str, ...] = loaded.uninitialised
         self.reloads = loaded.weight_map is None
-        self._loaded = loaded
         self._installer = Installer(loaded)
         self._dirty: str | None = None
         self._has_head = False
-        self._tokenizer: Any = None
-        self._encoded: dict[str, tuple[int, ...]] = {}
-        self._special_prefix: tuple[int, ...] | None = None
-        self._n_token_rows = n_token_rows(loaded.model)
+        self.budget = TokenBudget(self.device, self.n_token_rows)
+        self._shares_prefixes: bool | None = None
+        self._prepared: dict[Hashable, Any] = {}
 
     @classmethod
     def load(
@@ -197,65 +201,22 @@ class Subject:
             )
 
     @property
-    def tokenizer(self) -> Any:
-        """The folder's tokenizer, loaded on first use; SourceError when there is none."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.folder, self._loaded.trust_remote_code)
-        return self._tokenizer
+    def shares_prefixes(self) -> bool:
+        """Whether tokens that texts begin with can be computed once; tried at first use."""
+        if self._shares_prefixes is None:
+            self._shares_prefixes = can_share(self)
+        return bool(self._shares_prefixes)
 
-    @property
-    def max_tokens(self) -> int | None:
-        """Most tokens the model takes at once; None when the config does not say."""
-        return self._loaded.max_tokens
+    def prepared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` gives, made once per key for the life of the subject.
 
-    @property
-    def pad_token_id(self) -> int:
-        """Token id used to fill batches; masked, so any id that the model has a row for does.
-
-        Tokenizers often got a padding token behind the last row, and nobody resized the model.
+        For what follows from data and tokenizer alone, such as tokens: weights change between
+        calls. The key has to stand for all that `make` reads.
         """
-        config = self.model.config.get_text_config()
-        known = (self.tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
-        for value in (*known, *self.end_token_ids):
-            if value is not None and 0 <= value < (self._n_token_rows or value + 1):
-                return int(value)
-        return 0
-
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer, from the generation config, else from the tokenizer."""
-        settings = self._loaded.generation_eos
-        ids = self.tokenizer.eos_token_id if settings is None else settings
-        if ids is None:
-            return ()
-        return tuple(int(i) for i in ids) if isinstance(ids, list | tuple) else (int(ids),)
-
-    @property
-    def first_tokens(self) -> tuple[int, ...]:
-        """Tokens to condition the first real token on: the usual prefix, else bos, else eos."""
-        prefix = self.encode("")
-        if prefix:
-            return prefix
-        tokenizer = self.tokenizer
-        for value in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-            if value is not None:
-                return (int(value),)
-        return ()
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text` behind the tokenizer's usual prefix (bos), no suffix."""
-        if self._special_prefix is None:
-            plain = self.tokenizer.encode("a", add_special_tokens=False)
-            full = self.tokenizer.encode("a", add_special_tokens=True)
-            length = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
-            self._special_prefix = tuple(full[:length])
-        if text not in self._encoded:
-            if len(self._encoded) >= 200_000:
-                self._encoded.clear()
-            ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
-            self._check_rows(ids)
-            self._encoded[text] = (*self._special_prefix, *ids)
-        return self._encoded[text]
+        if key not in self._prepared:
+            self._prepared[key] = make()
+        found: T = self._prepared[key]
+        return found
 
     def logits(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
         """Return the model's logits as float32.
@@ -277,68 +238,108 @@ class Subject:
         prompts: Sequence[str],
         options: Sequence[Sequence[str]],
         *,
-        batch_size: int,
-        normalise: language.Normalise = "none",
+        batch_size: int | None = None,
+        normalise: Normalise = "none",
         max_length: int | None = None,
     ) -> FloatArray:
-        """Return (N, most options) log-likelihoods; see `language.option_logprobs`."""
+        """Return the log-likelihood of every option as the continuation of its prompt.
+
+        Args:
+            prompts: N prompts.
+            options: N sequences of options, appended as they are.
+            batch_size: Rows per forward pass; None: as many as fit.
+            normalise: Divide by 1, by the option's tokens, or by its characters.
+            max_length: Keep only the last so many tokens; None: longer ones are an error.
+
+        Returns:
+            (N, most options) float64; -inf where a row has fewer options.
+
+        Raises:
+            EvaluationError: A sequence is longer than the model can take.
+        """
         self._check_clean()
-        return language.option_logprobs(
-            self,
-            prompts,
-            options,
-            batch_size=batch_size,
-            normalise=normalise,
-            max_length=max_length,
-        )
+        plan = plan_choices(self, prompts, options, max_length=max_length)
+        found = choice_logprobs(self, plan, range(len(prompts)), Limits(rows=batch_size))
+        table = np.full((len(prompts), max(map(len, options), default=0)), -np.inf)
+        for n, (sums, choice) in enumerate(zip(found, plan.choices, strict=True)):
+            table[n, : len(sums)] = sums / choice.lengths(options[n], normalise)
+        return table
 
     def generate(
         self,
         prompts: Sequence[str],
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         max_new_tokens: int,
         stop: Sequence[str] = (),
         max_length: int | None = None,
     ) -> list[str]:
-        """Return the greedy continuation of every prompt; see `language.generate`."""
+        """Return the greedy continuation of every prompt, cut before the first stop string.
+
+        Args:
+            prompts: N prompts.
+            batch_size: Prompts per batch; None: as many as fit.
+            max_new_tokens: Most tokens to generate.
+            stop: Strings that end an answer and are not part of it.
+            max_length: Keep only the last so many prompt tokens; None: longer ones are an error.
+
+        Raises:
+            EvaluationError: A prompt is too long, or the model's logits are not finite.
+        """
         self._check_clean()
-        return language.generate(
+        plan = plan_prompts(self, prompts, max_new_tokens=max_new_tokens, max_length=max_length)
+        return generate(
             self,
-            prompts,
-            batch_size=batch_size,
+            plan,
+            range(len(prompts)),
+            limits=Limits(rows=batch_size),
             max_new_tokens=max_new_tokens,
             stop=stop,
-            max_length=max_length,
         )
 
     def token_nll(
         self,
         sequences: Sequence[Sequence[int]],
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         starts: Sequence[int] | None = None,
+        limits: Limits | None = None,
     ) -> list[FloatArray]:
         """Return the negative log-likelihood (nats) of every token but the first.
 
         Args:
             sequences: N token sequences of at least two tokens.
-            batch_size: Sequences per forward pass.
+            batch_size: Sequences per forward pass; None: as many as fit.
             starts: (N,) first token to score, at least 1; None: 1 everywhere.
+            limits: Size of a batch in tokens as well, instead of `batch_size`.
 
         Returns:
             N arrays; the i-th is (len(sequences[i]) - starts[i],).
         """
         self._check_clean()
         first = [1] * len(sequences) if starts is None else starts
-        found = language.token_logprobs(self, sequences, first, batch_size=batch_size)
-        return [-values for values in found]
+        limits = limits or Limits(rows=batch_size)
+        return [-values for values in token_logprobs(self, sequences, first, limits=limits)]
 
     def forward(self, batch: Mapping[str, Any], **options: Any) -> Tensor:
         """Return the logits tensor of one forward pass; `options` go to the model as they are."""
+        logits = getattr(self._outputs(batch, options), "logits", None)
+        if logits is None:
+            raise EvaluationError(f"{self.name}: {type(self.model).__name__} gives no logits")
+        return logits
+
+    def hidden_states(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the (B, T, width) states after the last layer, in the model's dtype."""
+        with torch.inference_mode():
+            states = getattr(self._outputs(batch, {}), "last_hidden_state", None)
+        if states is None:
+            raise EvaluationError(f"{self.name}: {type(self.model).__name__} gives no states")
+        return states
+
+    def _outputs(self, batch: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
         self._check_clean()
         if "input_ids" in batch:
-            self._check_rows(np.asarray(batch["input_ids"]).reshape(-1))
+            self.check_rows(np.asarray(batch["input_ids"]).reshape(-1))
         inputs = {
             key: torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value).to(
                 self.device
@@ -348,21 +349,7 @@ class Subject:
         for key, value in inputs.items():
             if value.is_floating_point():
                 inputs[key] = value.to(self.model.dtype)
-        logits = getattr(self.model(**inputs, **options), "logits", None)
-        if logits is None:
-            raise EvaluationError(f"{self.name}: {type(self.model).__name__} gives no logits")
-        return logits
-
-    def _check_rows(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
-        """Refuse tokens without an embedding; on a GPU they would end the whole process."""
-        rows = self._n_token_rows
-        top = max(ids, default=0) if isinstance(ids, list) else int(np.max(ids, initial=0))
-        if rows is not None and top >= rows:
-            raise EvaluationError(
-                f"{self.name}: token {self.tokenizer.convert_ids_to_tokens(int(top))!r} has row "
-                f"{top}, but the model has {rows} rows; the tokenizer in {self.folder} has tokens "
-                "that the model was never resized for."
-            )
+        return self.model(**inputs, **options)
 
     def _check_clean(self) -> None:
         if self._dirty is not None:

@@ -41,6 +41,10 @@ from evomerge.storage.untrusted_files import contained_file, read_json_object
 _PREFIX = "base_model.model."
 
 
+class NoChangeError(ConfigError):
+    """A merge equals its base, so there is nothing to write."""
+
+
 @dataclass(frozen=True)
 class AsAdapter:
     """The wish for an adapter instead of a full model.
@@ -224,10 +228,10 @@ class _Draft:
         """Return the content of adapter_model.safetensors.
 
         Raises:
-            ConfigError: The merge equals its base.
+            NoChangeError: The merge equals its base.
         """
         if not self.factors and not self.stored:
-            raise ConfigError("the merge equals its base: there is no adapter to write")
+            raise NoChangeError("the merge equals its base: there is no adapter to write")
         found: dict[str, Tensor] = {}
         for module, (part, is_embedding) in self.factors.items():
             stem, end = ("lora_embedding_", "") if is_embedding else ("lora_", ".weight")

@@ -95,14 +95,15 @@ def stacked_config(donor: Config, plan: LayerPlan, configs: Mapping[str, Config]
 def stacked_settings(
     donor: Config, plan: LayerPlan, configs: Mapping[str, Config]
 ) -> dict[str, Any]:
-    """Return what `stacked_config` changes in the config of the language model: key -> value.
+    """Return what `stacked_config` says of the layers: key of the language model's config -> value.
 
-    The number of layers is always among it, under transformers' common name.
+    The same keys for every plan over the same models, so that one plan's replace another's; the
+    number of layers is under transformers' common name.
     """
-    before, after = _layered(donor), _layered(stacked_config(donor, plan, configs))
-    assert before is not None and after is not None  # stacked_config has looked
-    changed = {key: value for key, value in after.items() if before.get(key) != value}
-    return changed | {"num_hidden_layers": len(plan.layers)}
+    part = _layered(stacked_config(donor, plan, configs)) or {}
+    keys = (*_LISTS, *_INDICES, *_BEGINNINGS, "attention_types")
+    told = {key: part[key] for key in keys if part.get(key) is not None}
+    return told | {"num_hidden_layers": len(plan.layers)}
 
 
 def _layered(config: Config) -> dict[str, Any] | None:

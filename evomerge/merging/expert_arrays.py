@@ -23,6 +23,6 @@ def expert_arrays(
     if tensors.base is None or (known is None and any(d is not None for d in tensors.exact_deltas)):
         return None
     sources = known or tensors.experts
-    base = kernel_arrays(tensors.base, [tensors.base])
-    arrays = kernel_arrays(tensors.base, [sources[k] for k in order])
-    return None if base is None or arrays is None else (base[0], arrays[1], known is not None)
+    base = kernel_arrays([tensors.base], tensors.least_compiled)
+    arrays = kernel_arrays([sources[k] for k in order], tensors.least_compiled)
+    return None if base is None or arrays is None else (base[0], arrays, known is not None)

@@ -33,39 +33,46 @@ WeightedSum = Callable[[Sequence[tuple[float, Tensor]], Tensor], bool]
 
 def as_array(tensor: Tensor) -> Array | None:
     """Return a flat view for a compiled kernel, bfloat16 as uint16; None when it cannot take it."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not tensor.is_cpu or not tensor.is_contiguous():
         return None
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     elif tensor.dtype != torch.float32:
         return None
-    array: Array = tensor.detach().reshape(-1).numpy()
+    array: Array = tensor.numpy().reshape(-1)
     return array
 
 
-def kernel_arrays(out: Tensor, sources: Sequence[Tensor]) -> tuple[Array, tuple[Array, ...]] | None:
-    """Return the arrays of a compiled kernel, or None when torch has to do it.
+def kernel_arrays(
+    sources: Sequence[Tensor], least: int = MIN_ELEMENTS
+) -> tuple[Array, ...] | None:
+    """Return the arrays that a compiled kernel reads or writes, or None when torch has to do it.
 
     Args:
-        out: Where the result goes.
         sources: At most `MAX_SOURCES`, all of one dtype.
+        least: Elements from which on a kernel is used.
     """
-    if out.numel() < MIN_ELEMENTS or not 0 < len(sources) <= MAX_SOURCES:
+    if not 0 < len(sources) <= MAX_SOURCES or sources[0].numel() < max(least, 1):
         return None
-    if len({tensor.dtype for tensor in sources}) > 1:
-        return None
-    target = as_array(out)
-    arrays = [array for array in map(as_array, sources) if array is not None]
-    if target is None or len(arrays) < len(sources):
-        return None
-    return target, tuple(arrays)
+    dtype = sources[0].dtype
+    arrays: list[Array] = []
+    for tensor in sources:
+        array = as_array(tensor) if tensor.dtype == dtype else None
+        if array is None:
+            return None
+        arrays.append(array)
+    return tuple(arrays)
 
 
 def in_threads(
     kernel: Callable[[int, int], bool], n_elements: int, *, run: int = RUN
 ) -> bool:
     """Call `kernel(start, stop)` on whole runs, on as many threads as torch uses; all must hold."""
-    n_threads = max(1, min(torch.get_num_threads(), n_elements // _PER_THREAD))
+    n_threads = 1
+    if n_elements >= 2 * _PER_THREAD:
+        n_threads = min(torch.get_num_threads(), n_elements // _PER_THREAD)
     if n_threads == 1:
         return bool(kernel(0, n_elements))
     step = -(-n_elements // (n_threads * run)) * run
@@ -87,31 +94,33 @@ def write_rounded(out: Tensor, values: Tensor) -> None:
     out.copy_(values)
 
 
-def weighted_sum(terms: Sequence[tuple[float, Tensor]], out: Tensor) -> bool:
+def weighted_sum(
+    terms: Sequence[tuple[float, Tensor]], out: Tensor, *, least: int = MIN_ELEMENTS
+) -> bool:
     """Write sum_k weight_k * tensor_k into `out`, accumulated in float32 and rounded once.
 
     Args:
         terms: (weight, tensor) pairs, all of the shape of `out`, in any float dtype.
         out: Contiguous.
+        least: Elements from which on the compiled kernel is used.
 
     Returns:
         Whether the result is known to be finite; False when it is not or was not looked at.
     """
-    arrays = kernel_arrays(out, [tensor for _, tensor in terms])
-    if arrays is None:
+    sources, target = kernel_arrays([tensor for _, tensor in terms], least), as_array(out)
+    if sources is None or target is None:
         torch_weighted_sum(terms, out)
         return False
     from evomerge.merging.kernels import compiled
 
-    target, sources = arrays
-    coefficients = tuple(np.float32(weight) for weight, _ in terms)
+    coefficients = tuple([np.float32(weight) for weight, _ in terms])
 
     def part(start: int, stop: int) -> bool:
-        slices = tuple(source[start:stop] for source in sources)
+        slices = tuple([source[start:stop] for source in sources])
         finite: bool = compiled.weighted_sum(target[start:stop], slices, coefficients)
         return finite
 
-    return in_threads(part, out.numel())
+    return in_threads(part, target.size)
 
 
 def torch_weighted_sum(terms: Sequence[tuple[float, Tensor]], out: Tensor) -> None:

@@ -107,7 +107,7 @@ class Karcher(OperatorDefaults):
         at = at / _length(cosines, at)
         smallest_angle = self.tol if self.compat == "mergekit" else 0.0
         for _ in range(self.max_iter):
-            cos = np.clip(cosines @ at, -1.0, 1.0)
+            cos = np.minimum(np.maximum(cosines @ at, -1.0), 1.0)
             angles = np.arccos(cos)
             sines = np.sin(angles)
             # angle / sine is 1 at 0; at pi the direction to the opposite point is anyone's.

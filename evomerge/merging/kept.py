@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import in_threads, kernel_arrays, write_rounded
+from evomerge.merging.fused import as_array, in_threads, write_rounded
 from evomerge.merging.philox import key_words, random_halves
 from evomerge.merging.sums import absolute_sum
 
@@ -40,7 +40,7 @@ class Keep:
         high: Largest magnitude that stays.
         key: Random stream; an element stays where its number is below `density`. None: no dice.
         density: Probability of staying; the masks of two densities nest.
-        factor: What stays is multiplied by this.
+        factor: What stays is multiplied by this, which is positive.
         places: (n,) each element's place in an order from 0 to `last_place`, uint16 or float32,
             flat; its probability of staying is then `density` + `spread` (place / `last_place`
             - 1/2), and None makes it `density` for all.
@@ -72,7 +72,10 @@ class Keep:
         return self.places is None and not self.below
 
     def apply(self, delta: Tensor, start: int = 0) -> Tensor:
-        """Return elements [start, start + n) of a flat float32 task vector with the rest zero."""
+        """Return elements [start, start + n) of a flat float32 task vector with the rest zero.
+
+        `factor` is left to the weights of the sum.
+        """
         magnitude = delta.abs()
         keep = (magnitude >= self.low) & (magnitude <= self.high)
         chance = None
@@ -87,13 +90,18 @@ class Keep:
         kept = delta * keep
         if self.inverts and chance is not None:
             kept.div_(chance.masked_fill_(~keep, 1.0))
-        return kept if self.factor == 1.0 else kept * self.factor
+        return kept
+
+    @property
+    def chances(self) -> tuple[np.float32, np.float32]:
+        """An element's probability of staying: the first number + the second times its place."""
+        lowest = self.density - self.spread / 2
+        return np.float32(lowest), np.float32(self.spread / self.last_place)
 
     def _chances(self, start: int, n: int) -> Tensor:
         assert self.places is not None
-        places = self.places[start : start + n].float()
-        lowest = self.density - self.spread / 2
-        return places.div_(self.last_place).mul_(self.spread).add_(lowest)
+        lowest, step = map(float, self.chances)
+        return self.places[start : start + n].float().mul_(step).add_(lowest)
 
 
 def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -> Keep:
@@ -113,7 +121,7 @@ def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -
         delta = tensors.delta(expert).reshape(-1)
         left = absolute_sum(keep.apply(delta))
         factor = absolute_sum(delta) / left if left else 1.0
-    return replace(keep, factor=factor)
+    return keep if factor == keep.factor else replace(keep, factor=factor)
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def merge_kept(
     Returns:
         The merged tensor, in the output dtype.
     """
-    numbers = _numbers(tensors, weights, vote, divisor, scale)
+    numbers = _numbers(tensors, keeps, weights, vote, divisor, scale)
     out = tensors.empty_result()
     if not _compiled(tensors, keeps, numbers, out):
         _torch(tensors, keeps, numbers, out)
@@ -179,6 +187,7 @@ def share(weight: float, divisor: Divisor) -> float:
 
 def _numbers(
     tensors: TensorInputs,
+    keeps: Sequence[Keep],
     weights: Sequence[float],
     vote: Passes | None,
     divisor: Divisor,
@@ -195,11 +204,13 @@ def _numbers(
         below = math.fsum(shares)
         sums = [weight / below if below else weight for weight in sums]
         divides = False
+    factors = [keep.factor for keep in keeps]
+    votes = weights if is_weighted else (1.0,) * n
     return _Pass(
         tensors.canonical_order,
-        tuple(weights) if is_weighted else (1.0,) * n,
-        tuple(math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights),
-        tuple(sums),
+        tuple([vote * factor for vote, factor in zip(votes, factors, strict=True)]),
+        tuple([math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights]),
+        tuple([weight * factor for weight, factor in zip(sums, factors, strict=True)]),
         tuple(shares),
         vote,
         divides,
@@ -241,12 +252,12 @@ def _combine(parts: Sequence[Tensor], numbers: _Pass) -> Tensor:
 def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> bool:
     """Run the compiled kernel; return False when it cannot take these tensors."""
     arrays = expert_arrays(tensors, numbers.order)
-    result = kernel_arrays(out, [out])
-    if arrays is None or result is None:
+    target = as_array(out)
+    if arrays is None or target is None:
         return False
     from evomerge.merging.kernels import compiled
 
-    target, (base, ordered, are_deltas) = result[0], arrays
+    base, ordered, are_deltas = arrays
     chosen = [keeps[k] for k in numbers.order]
     is_ranked = any(keep.places is not None for keep in chosen)
     places = ordered  # any arrays: not looked at
@@ -261,7 +272,6 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         inverts=is_ranked and chosen[0].inverts,
         has_low=any(keep.low > 0.0 or keep.is_empty for keep in chosen),
         has_high=any(keep.high < math.inf for keep in chosen),
-        has_factors=any(keep.factor != 1.0 for keep in chosen),
         are_deltas=are_deltas,
         vote={None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
         turns=any(direction < 0.0 for direction in numbers.directions),
@@ -269,18 +279,15 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     )
 
     def floats(values: Sequence[float]) -> tuple[np.float32, ...]:
-        return tuple(np.float32(values[k]) for k in numbers.order)
+        return tuple([np.float32(values[k]) for k in numbers.order])
 
-    one = chosen[0]
-    chances = (one.density - one.spread / 2, one.spread, float(one.last_place))
     # A random number cannot be below 0, so a density of 0 is a magnitude out of reach.
     low = floats([math.inf if keep.is_empty else keep.low for keep in keeps])
     high = floats([keep.high for keep in keeps])
     last = tuple(np.uint16(max(keep.below, 1) - 1) for keep in chosen)
     keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)
     arguments = (
-        tuple(np.float32(value) for value in chances),
-        floats([keep.factor for keep in keeps]),
+        chosen[0].chances,
         floats(numbers.votes),
         floats(numbers.directions),
         floats(numbers.weights),
@@ -291,12 +298,12 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         finite: bool = kernel(
             target[start:stop],
             base[start:stop],
-            tuple(source[start:stop] for source in ordered),
+            tuple([source[start:stop] for source in ordered]),
             low,
             high,
             last,
             keys,
-            tuple(place[start:stop] for place in places),
+            tuple([place[start:stop] for place in places]),
             *arguments,
             np.int64(start),
         )

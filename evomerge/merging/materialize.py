@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
 from evomerge.merging.derived import Derived, derive_for
-from evomerge.merging.fused import WeightedSum, weighted_sum
+from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, weighted_sum
 from evomerge.merging.grams import change_basis
 from evomerge.merging.low_rank import LowRank, read_factors
 from evomerge.merging.operator import (
@@ -102,12 +103,19 @@ def materialize(
         bool(getattr(cls, "needs_factors", False)),
         into or {},
         add,
+        _least_compiled(space),
     )
     merged = [tensor.spec.name for tensor in space.merged]
     rows: tuple[int, ...] = ()
     if recipe.breaks is None:
         _, rows = assign_groups(recipe.grouping, merged)
     return _stream(job, operators, dict(zip(merged, rows, strict=False)), out_dtype, names)
+
+
+def _least_compiled(space: ModelSpace) -> int:
+    """Return from how many elements on kernels are used: all, where large tensors need them."""
+    is_large = any(tensor.spec.n_elements >= MIN_ELEMENTS for tensor in space.merged)
+    return 1 if is_large else MIN_ELEMENTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +131,7 @@ class _Job:
     needs_factors: bool
     into: Mapping[str, Tensor]
     add: WeightedSum | None
+    least_compiled: int
     finite: FiniteResults = field(default_factory=FiniteResults)
 
     def target(self, tensor: SpaceTensor, dtype: torch.dtype) -> Tensor | None:
@@ -178,7 +187,8 @@ class _Job:
             variance_table=self._variances(name, stop),
             into=into,
             finite=self.finite,
-            add=self.add or weighted_sum,
+            add=self.add or partial(weighted_sum, least=self.least_compiled),
+            least_compiled=self.least_compiled,
         )
 
     def _per_expert(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,8 +85,7 @@ class ModelStock(OperatorDefaults):
                 more.
         """
         n_experts = len(gram) - 1
-        points = torch.from_numpy(gram[1:, 1:].copy())
-        share = float(self._shares(points[:, :, None])) * self.multiplier / n_experts
+        share = float(self._shares(gram[1:, 1:, None])[0]) * self.multiplier / n_experts
         return over_base([share] * n_experts)
 
     def _merge_rows(self, tensors: TensorInputs) -> Tensor:
@@ -93,28 +93,29 @@ class ModelStock(OperatorDefaults):
         shape = tensors.experts[0].shape
         length = shape[-1] if self.compat == "mergekit" else math.prod(shape[1:])
         deltas = [delta.reshape(-1, length) for delta in tensors.deltas]
-        shares = self._shares(row_grams(deltas, length)) * (self.multiplier / len(deltas))
-        total = torch.stack(deltas).sum(0).mul_(shares.to(deltas[0])[:, None])
+        shares = self._shares(row_grams(deltas, length).numpy()) * (self.multiplier / len(deltas))
+        factors = torch.from_numpy(shares).to(deltas[0])
+        total = torch.stack(deltas).sum(0).mul_(factors[:, None])
         return tensors.add_to_base(total.reshape(shape))
 
-    def _shares(self, points: Tensor) -> Tensor:
+    def _shares(self, points: FloatArray) -> FloatArray:
         """Return (R,) t for (E, E, R) float64 Gram matrices of task vectors."""
         n = len(points)
-        lengths = points.diagonal().T.sqrt()
-        cosines = []
-        for i, j in combinations(range(n), 2):
-            product = lengths[i] * lengths[j]
-            if self.compat == "mergekit":
-                cosine = points[i, j] / product.clamp(min=_MERGEKIT_SMALLEST)
-            else:
-                cosine = torch.where(product > 0.0, points[i, j] / product, 0.0)
-            cosines.append(cosine.clamp(-1.0, 1.0))
-        mean = torch.stack(cosines).mean(0)
-        divisor = 1.0 + (n - 1) * mean
+        one, other = map(list, zip(*combinations(range(n), 2), strict=True))
+        lengths = np.sqrt(points.diagonal().T)
+        products = lengths[one] * lengths[other]
         if self.compat == "mergekit":
-            return torch.where(divisor == 0.0, 0.0, n * mean / divisor)
+            products = np.maximum(products, _MERGEKIT_SMALLEST)
+        cosines = np.divide(
+            points[one, other], products, out=np.zeros_like(products), where=products > 0.0
+        )
+        mean = np.minimum(np.maximum(cosines, -1.0), 1.0).mean(0)
+        divisor = 1.0 + (n - 1) * mean
+        shares = np.divide(n * mean, divisor, out=np.zeros_like(mean), where=divisor != 0.0)
+        if self.compat == "mergekit":
+            return shares
         # mean >= -1 / (n - 1): where it is negative, t would be negative too.
-        return torch.where(mean > 0.0, n * mean / divisor, 0.0).clamp(0.0, 1.0)
+        return np.where(mean > 0.0, np.minimum(shares, 1.0), 0.0)
 
 
 def row_grams(deltas: Sequence[Tensor], length: int) -> Tensor:

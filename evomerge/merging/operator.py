@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import ConfigError
-from evomerge.merging.fused import WeightedSum, pass_size, weighted_sum
+from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, pass_size, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import QuantileTable, kth_largest, n_kept, snapped
@@ -152,6 +152,8 @@ class TensorInputs:
             for a new tensor. Undefined content; an operator need not use it.
         finite: Results that a kernel has found finite as it wrote them.
         add: What `weighted_sum` computes with; it may do so later.
+        least_compiled: Elements from which on compiled kernels are used: fewer than `MIN_ELEMENTS`
+            where the model's larger tensors have them compiled anyway.
     """
 
     name: str
@@ -171,6 +173,7 @@ class TensorInputs:
     into: Tensor | None = None
     finite: FiniteResults = field(default_factory=FiniteResults)
     add: WeightedSum = weighted_sum
+    least_compiled: int = MIN_ELEMENTS
 
     @property
     def is_vector(self) -> bool:

@@ -149,7 +149,7 @@ def _compute(waiting: Sequence[_Sum]) -> bool:
 
 def _together(sums: Sequence[_Sum]) -> bool:
     """Compute sums over the same elements; return whether all results are known to be finite."""
-    arrays = kernel_arrays(sums[0].out, [tensor for _, tensor in sums[0].terms])
+    arrays = kernel_arrays([tensor for _, tensor in sums[0].terms])
     outs = [as_array(part.out) for part in sums]
     if arrays is None or any(out is None for out in outs):
         return all([weighted_sum(part.terms, part.out) for part in sums])

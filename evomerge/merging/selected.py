@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import in_threads, kernel_arrays, write_rounded
+from evomerge.merging.fused import as_array, in_threads, write_rounded
+from evomerge.merging.philox import RUN
 from evomerge.merging.sums import square_sum
 from evomerge.merging.variances import variance_of
 
@@ -43,8 +44,17 @@ def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
 
     base, sources, are_deltas = arrays
     share = np.float32(1.0 / len(order))
-    found = selected.selected_squares(base, sources, are_deltas, share, np.float32(threshold))
-    by_position = {k: math.fsum(found[:, i]) for i, k in enumerate(order)}
+    least = np.float32(threshold)
+    found = np.empty((-(-base.size // RUN), len(order)))
+
+    def part(start: int, stop: int) -> bool:
+        runs = found[start // RUN : -(-stop // RUN)]
+        slices = tuple([source[start:stop] for source in sources])
+        selected.selected_squares(runs, base[start:stop], slices, are_deltas, share, least)
+        return True
+
+    in_threads(part, base.size)
+    by_position = {k: math.fsum(found[:, i].tolist()) for i, k in enumerate(order)}
     return tuple(by_position[k] for k in range(len(order)))
 
 
@@ -65,8 +75,8 @@ def merge_selected(
     order = tensors.canonical_order
     out = tensors.empty_result()
     arrays = expert_arrays(tensors, order)
-    kernel = kernel_arrays(out, [out])
-    if arrays is None or kernel is None:
+    target = as_array(out)
+    if arrays is None or target is None:
         _torch(tensors, order, threshold, shares, scale, out)
         return out
     from evomerge.merging.kernels import selected
@@ -78,9 +88,9 @@ def merge_selected(
 
     def part(start: int, stop: int) -> bool:
         finite: bool = selected.selected_sum(
-            kernel[0][start:stop],
+            target[start:stop],
             base[start:stop],
-            tuple(source[start:stop] for source in sources),
+            tuple([source[start:stop] for source in sources]),
             are_deltas,
             share,
             least,

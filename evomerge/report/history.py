@@ -57,7 +57,8 @@ def history(scored: Scored, timing: Timing) -> dict[str, Any]:
             if changed:
                 volume, changed = _volume(front, results.config.seed), False
             members = front.front().objectives
-            best = shorts(members.max(axis=0)) if len(members) else [None] * n_objectives
+            empty: list[float | None] = [None] * n_objectives
+            best = shorts(members.max(axis=0)) if len(members) else empty
             rows.append((position, short(seconds), best, len(members), short(volume)))
     return {
         "told": [row[0] for row in rows],

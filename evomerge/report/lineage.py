@@ -14,7 +14,7 @@ def lineage(scored: Scored) -> dict[str, Any]:
 
     Returns:
         `nodes` with `id`, `depth` (generations below a candidate without parents), `lane`
-        (place among those of one depth, from 0) and `front`; `edges` as (parent, child) pairs;
+        (place among those of one depth, in (0, 1)) and `front`; `edges` as (parent, child) pairs;
         `left_out`, how many known ancestors are not shown; `bred`, whether any has parents.
     """
     members = set(scored.front_ids)
@@ -67,13 +67,11 @@ def _lanes(depth: dict[int, int], edges: list[list[int]]) -> dict[int, float]:
         layers.setdefault(level, []).append(node)
     lanes: dict[int, float] = {}
     for level in sorted(layers):
-        nodes = layers[level]
-
-        def wish(node: int) -> float:
-            places = [lanes[p] for p in parents.get(node, [])]
-            return sum(places) / len(places) if places else 0.0
-
-        ordered = sorted(nodes, key=lambda node: (wish(node), node))
-        width = len(ordered)
-        lanes |= {node: index - (width - 1) / 2 for index, node in enumerate(ordered)}
+        wish = {node: _mean([lanes[p] for p in parents.get(node, [])]) for node in layers[level]}
+        ordered = [node for _, node in sorted((place, node) for node, place in wish.items())]
+        lanes |= {node: (i + 0.5) / len(ordered) for i, node in enumerate(ordered)}
     return lanes
+
+
+def _mean(places: list[float]) -> float:
+    return sum(places) / len(places) if places else 0.5

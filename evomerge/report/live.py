@@ -16,6 +16,7 @@ from evomerge.config.results import RunResults
 from evomerge.errors import EvomergeError, RunError
 from evomerge.report.data import report_data
 from evomerge.report.page import render
+from evomerge.report.validation import validation_stamp
 from evomerge.storage.journal_follower import JournalFollower
 from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder
@@ -44,11 +45,29 @@ class Follower:
         """
         with self._lock:
             self._journal.poll()
-            version = f"{len(self._journal.events)}-{int(is_driven(self._folder.path))}"
+            state = "driven" if is_driven(self._folder.path) else "still"
+            validated = validation_stamp(self._folder)
+            version = f"{self._journal.chain}-{state}-{validated}"
             if version != self._version:
                 results = RunResults(self._folder, events=self._journal.events)
                 self._data, self._version = report_data(results), version
             return self._version, self._data
+
+
+def open_server(folder: RunFolder, *, port: int, token: str | None) -> _Server:
+    """Return a server that listens on loopback; see `serve`.
+
+    Attributes set on it: `address`, the page's.
+    """
+    follower = Follower(folder)
+    render(follower.newest()[1])  # fails here rather than in the browser
+    secret = token or secrets.token_urlsafe(16)
+    try:
+        server = _Server((HOST, port), partial(_Handler, follower, secret))
+    except OSError as error:
+        raise RunError(f"port {port} of {HOST}: {error.strerror or error}; try --port 0") from None
+    server.address = f"http://{HOST}:{server.server_port}/{secret}/"
+    return server
 
 
 def serve(
@@ -66,20 +85,19 @@ def serve(
         RunError: The port cannot be had, or there is nothing to show yet.
         PreflightError: plotly is not installed.
     """
-    follower = Follower(folder)
-    render(follower.newest()[1])  # fails here rather than in the browser
-    secret = token or secrets.token_urlsafe(16)
-    try:
-        server = ThreadingHTTPServer((HOST, port), partial(_Handler, follower, secret))
-    except OSError as error:
-        raise RunError(f"port {port} of {HOST}: {error.strerror or error}; try --port 0") from None
-    with server:
-        server.daemon_threads = True
-        on_ready(f"http://{HOST}:{server.server_port}/{secret}/")
+    with open_server(folder, port=port, token=token) as server:
+        on_ready(server.address)
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:  # the ordinary end
             return
+
+
+class _Server(ThreadingHTTPServer):
+    """One thread per request; none of them keeps the process alive."""
+
+    daemon_threads = True
+    address = ""
 
 
 class _Handler(BaseHTTPRequestHandler):

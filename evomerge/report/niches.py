@@ -40,7 +40,7 @@ def spread(n: int, most: int) -> list[int]:
     """Return at most `most` of 0 … n - 1, evenly spread, the first and the last among them."""
     if n <= most:
         return list(range(n))
-    return np.unique(np.linspace(0, n - 1, most).round().astype(int)).tolist()
+    return [int(i) for i in np.unique(np.linspace(0, n - 1, most).round())]
 
 
 def _task(name: str, table: FloatArray) -> dict[str, Any]:

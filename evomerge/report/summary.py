@@ -40,7 +40,7 @@ def _facts(results: RunResults, timing: Timing) -> list[list[str]]:
     facts = [
         ["State", str(status["state"])],
         ["Models", f"{base}{experts}"],
-        ["Merge method", f"{config.merge['name']}, groups: {config.merge.get('groups', 'global')}"],
+        ["Merge method", f"{status['merge']}, groups: {config.merge.get('groups', 'global')}"],
         ["Algorithm", f"{config.algorithm['name']}, seed {config.seed}"],
         ["Examples per candidate", f"{sum(sizes.values()):,} ({examples})"],
         ["Budget spent", f"{status['done']:,} of {status['budget']:,} candidates"],
@@ -51,6 +51,11 @@ def _facts(results: RunResults, timing: Timing) -> list[list[str]]:
         facts.append(["Hypervolume", f"{status['hypervolume']:.5g}"])
     if timing.total:
         facts.append(["Scoring time, all workers", timing.text])
+    usage = status.get("usage")
+    if usage is not None:
+        tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+        cost = f", cost {usage['cost']:.4g} in the currency of the prices" if usage["cost"] else ""
+        facts.append(["Servers", f"{usage['requests']:,} requests, {tokens:,} tokens{cost}"])
     return facts
 
 

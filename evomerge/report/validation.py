@@ -12,6 +12,7 @@ from typing import Any
 from evomerge.errors import RunError
 from evomerge.report.numbers import short
 from evomerge.report.scored import Scored
+from evomerge.storage.run_store import RunFolder
 
 FILE = "validation.json"
 
@@ -40,6 +41,12 @@ def validation(scored: Scored) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def validation_stamp(folder: RunFolder) -> int:
+    """Return a number that changes when the figures do; 0 without any."""
+    path = folder.path / FILE
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _number(value: Any) -> float | None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from evomerge.core.layer_plan import LayerPlan
 from evomerge.core.layer_sequence import plan_of
 from evomerge.core.recipe import Recipe
-from evomerge.errors import SourceError
 from evomerge.evaluation.evaluator import Evaluator
-from evomerge.evaluation.layer_runner import LayerRunner, find_layers
+from evomerge.evaluation.layer_runner import LayerRunner, find_layers, load_layers
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.weights_digest import WeightsDigest, content_of
 from evomerge.runtime.worker import MergeInputs, Worker
@@ -61,7 +56,7 @@ class LayerWorker(Worker):
         self,
         merge_inputs: MergeInputs,
         subjects: Sequence[Subject],
-        evaluators: Mapping[str, tuple[Evaluator, Subject]],
+        evaluators: Mapping[str, tuple[Evaluator, Any]],
         *,
         layers: LayerInputs,
         device: str,
@@ -124,32 +119,12 @@ class LayerWorker(Worker):
         layers = {inputs.start: list(resident)}
         for source in inputs.n_layers:
             if source != inputs.start:
-                layers[source] = _load_layers(subject, inputs, source)
+                plan = inputs.plan(source)
+                stack = inputs.stack(plan)
+                layers[source] = load_layers(
+                    subject.model,
+                    {name: stack.read(name) for name in stack.header().tensors},
+                    inputs.settings(plan),
+                    name=source,
+                )
         return LayerRunner(subject.model, layers, scale=scaled)
-
-
-def _load_layers(subject: Subject, inputs: LayerInputs, source: str) -> list[nn.Module]:
-    """Return the layers of a model, made by transformers as those of the donor are."""
-    plan = inputs.plan(source)
-    stack = inputs.stack(plan)
-    config = copy.deepcopy(subject.model.config)
-    for key, value in inputs.settings(plan).items():
-        setattr(config.get_text_config(), key, value)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model, info = type(subject.model).from_pretrained(
-                None,
-                config=config,
-                state_dict={name: stack.read(name) for name in stack.header().tensors},
-                dtype=subject.model.dtype,
-                attn_implementation=subject.model.config._attn_implementation,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise SourceError(f"{source}: transformers cannot load its layers ({error})") from error
-    prefix, layers = find_layers(model)
-    absent = sorted(name for name in info["missing_keys"] if name.startswith(prefix))
-    if absent:
-        raise SourceError(f"{source}: its files lack {len(absent)} tensors, first {absent[0]}")
-    model.eval().requires_grad_(False)
-    return [layer.to(subject.device) for layer in layers]

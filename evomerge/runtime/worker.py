@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, EvomergeError, ExecutorError, first_line
 from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.http_client import Meter, usage_text
+from evomerge.evaluation.served_subject import ServedModel
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import materialize
@@ -61,15 +63,19 @@ class Worker:
         self,
         merge_inputs: MergeInputs,
         subjects: Sequence[Subject],
-        evaluators: Mapping[str, tuple[Evaluator, Subject]],
+        evaluators: Mapping[str, tuple[Evaluator, Any]],
         *,
         device: str,
         name: str = "in-process",
     ) -> None:
-        """Args: evaluators: task -> its evaluator and which of `subjects` it scores."""
+        """Args: evaluators: task -> its evaluator, and the subject or served model it scores."""
         self._inputs = merge_inputs
         self._subjects = tuple(subjects)
         self._evaluators = dict(sorted(evaluators.items()))
+        scored = dict.fromkeys(subject for _, subject in self._evaluators.values())
+        self._served: list[ServedModel] = [m for m in scored if isinstance(m, ServedModel)]
+        self._meters: list[Meter] = [model.client.meter for model in self._served]
+        self._meters += [e.meter for e, _ in self._evaluators.values() if hasattr(e, "meter")]
         self._device = device
         self.name = name
         self._digest = WeightsDigest()
@@ -80,11 +86,13 @@ class Worker:
         """Merge, install, score; a failure becomes an evaluation with an error.
 
         Raises:
-            ExecutorError: The device is in a state that only a new process can leave.
+            ExecutorError: The device is in a state that only a new process can leave, or a server
+                that scores cannot be used: neither is the candidate's fault.
         """
         started = time.perf_counter()
         detail, is_transient = "", False
-        for subject in self._subjects:
+        scored: list[Subject | ServedModel] = [*self._subjects, *self._served]
+        for subject in scored:
             subject.name = f"candidate {candidate.id}"  # in messages
         try:
             weights = self.install(candidate.recipe)
@@ -98,6 +106,8 @@ class Worker:
             evaluation = Evaluation(candidate, error=f"out of memory: {first_line(error)}")
             detail, is_transient = traceback.format_exc(), True
             release_memory()
+        except ExecutorError:
+            raise
         except Exception as error:
             # One bad candidate (or a user's evaluator function) must not end the search; a
             # streak of failures does.
@@ -105,13 +115,15 @@ class Worker:
             evaluation = Evaluation(candidate, error=f"{kind}{first_line(error)}")
             detail = traceback.format_exc()
         seconds = time.perf_counter() - started
+        detail = "\n".join(filter(None, (usage_text(self._meters), detail)))
         return Outcome(evaluation, seconds, self.name, 1, detail, is_transient)
 
     def install(self, recipe: Recipe) -> str:
         """Merge `recipe` into the resident models; return the digest of the merged tensors.
 
-        Only tensors that differ from what the models hold are merged, always from the sources:
-        editing an earlier result would add up rounding errors.
+        Servers that hold the model are told to install it; where there is no resident model the
+        digest is theirs. Only tensors that differ from what the models hold are merged, always
+        from the sources: editing an earlier result would add up rounding errors.
         """
         operators = build_operators(recipe, self._inputs.space)
         keys = tensor_keys(recipe, self._inputs.space, operators)
@@ -136,7 +148,8 @@ class Worker:
             stream = _digested(stream, self._digest) if position == 0 else stream
             subject.install(stream, unchanged=keys.keys() - changed)
             resident.update((name, keys[name]) for name in changed)
-        return self._digest.hexdigest()
+        served = [model.install(recipe) for model in self._served]
+        return self._digest.hexdigest() if self._subjects else next(iter(served), "")
 
     def score(self, examples: IntArray | None = None) -> dict[str, ScoreArray]:
         """Return every task's per-example scores of the installed model.

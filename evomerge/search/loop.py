@@ -356,6 +356,8 @@ class SearchLoop:
         )
         if evaluation.error is not None:
             text += f" error={evaluation.error!r}\n{outcome.detail}".rstrip()
+        elif outcome.detail:
+            text += f" {outcome.detail}"
         self.log.note(text)
 
     def front_json(self) -> list[dict[str, Any]]:

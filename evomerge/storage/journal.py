@@ -91,7 +91,8 @@ def _is_last(path: Path, end: int) -> bool:
 def _damage(path: Path, number: int, start: int, what: str) -> str:
     return (
         f"{path}: line {number} (byte {start}) {what}; the file was altered or its disk is "
-        "damaged. Restore it from a backup; evomerge will not guess."
+        "damaged. Restore it from a backup, or save what is whole: "
+        f"evomerge repair {path.parent} --out NEW"
     )
 
 
@@ -204,7 +205,11 @@ class JournalWriter:
                 return
 
     def close(self) -> None:
-        """Sync and close; the writer cannot be used afterwards."""
+        """Sync and close; the writer cannot be used afterwards.
+
+        Raises:
+            JournalError: This fsync, or an earlier one, failed.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
@@ -213,5 +218,12 @@ class JournalWriter:
         try:
             if self._failure is None:
                 self.sync()
+        except OSError as error:
+            self._failure = error
         finally:
             os.close(self._file)
+        if self._failure is not None:
+            raise JournalError(
+                f"{self.path}: fsync failed: {self._failure}; the last results may not outlive a "
+                "power cut. Mend the disk and resume the run"
+            )

@@ -21,6 +21,11 @@ class JournalFollower:
         self._chain = GENESIS
         self._end = 0  # bytes that `events` came from
 
+    @property
+    def chain(self) -> str:
+        """The last link of the hash chain: differs whenever the events do."""
+        return self._chain
+
     def poll(self) -> bool:
         """Take in what was appended since the last look; return whether there was anything.
 

@@ -95,6 +95,7 @@ class SafetensorsFile:
             entries = _parse_header(header, self.n_bytes - self._start, self.path)
             self._map = mmap.mmap(file.fileno(), self.n_bytes, access=mmap.ACCESS_READ)
         self._begins = {spec.name: begin for spec, begin in entries}
+        self._views: dict[str, Tensor] = {}
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {spec.name: spec for spec, _ in entries}
         )
@@ -106,8 +107,15 @@ class SafetensorsFile:
         Raises:
             SourceError: There is no such tensor, or a BOOL byte is neither 0 nor 1.
         """
-        spec = self._spec(name)
-        return self.read_range(name, 0, spec.n_elements).reshape(spec.shape)
+        # A search reads the same tensors for every candidate, and making a view costs more than
+        # finding it.
+        found = self._views.get(name)
+        if found is None:
+            spec = self._spec(name)
+            found = self.read_range(name, 0, spec.n_elements).reshape(spec.shape)
+            if self._is_aligned(spec):
+                self._views[name] = found
+        return found
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, (stop - start,), a view.
@@ -132,7 +140,7 @@ class SafetensorsFile:
                 raise SourceError(
                     f"{self.path}: BOOL tensor {name} holds bytes other than 0 and 1. {_AGAIN}"
                 )
-        if offset % dtype.itemsize:
+        if not self._is_aligned(spec):
             # Old writers do not pad the header; kernels expect aligned tensors.
             copied = bytearray(self._map[offset : offset + n_bytes])
             return torch.frombuffer(copied, dtype=dtype)
@@ -170,6 +178,10 @@ class SafetensorsFile:
             hasher.update(chunk.view(torch.uint8).numpy().data)
         digest: str = hasher.hexdigest()
         return digest
+
+    def _is_aligned(self, spec: TensorSpec) -> bool:
+        """Return whether views of a tensor begin where its dtype demands."""
+        return (self._start + self._begins[spec.name]) % TORCH_DTYPES[spec.dtype].itemsize == 0
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self.specs:

@@ -59,12 +59,12 @@ def test_every_kind_of_parameter():
 
 def test_graded_scores_are_modelled_one_by_one_and_votes_by_their_mean():
     graded = np.array([[0.1, 0.9], [0.0, 0.4], [1.0, 0.5]])
-    targets, soft = _targets(graded)
+    targets, soft = _targets(graded, True)
     np.testing.assert_allclose(targets, np.log((graded + soft) / (1.0 - graded + soft)))
-    targets, soft = _targets(graded.round())
     mean = graded.round().mean(axis=1, keepdims=True)
+    targets, soft = _targets(mean, False)
     np.testing.assert_allclose(targets, np.log((mean + soft) / (1.0 - mean + soft)))
-    targets, soft = _targets(graded - 2.0)
+    targets, soft = _targets(graded - 2.0, True)
     assert soft is None
     np.testing.assert_array_equal(targets, graded - 2.0)
 

@@ -11,7 +11,7 @@ import typer.main
 from evomerge.cli.main import app
 
 VERBS = ("search", "resume", "status", "front", "export", "ask", "merge", "check", "prepare",
-         "quickstart")  # fmt: skip
+         "quickstart", "repair", "report")  # fmt: skip
 HEAVY = ("torch", "ray", "numpy", "transformers", "pandas", "pydantic", "matplotlib", "nevergrad",
          "optuna", "safetensors", "sklearn")  # fmt: skip
 PROBE = """
@@ -36,7 +36,7 @@ def test_help_works(arguments, evomerge):
     assert done.out.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("verb", ["search", "resume", "export", "ask", "prepare"])
+@pytest.mark.parametrize("verb", ["search", "resume", "export", "ask", "prepare", "report", "repair"])
 def test_help_shows_an_example_that_parses(verb, evomerge):
     text = " ".join(evomerge(verb, "--help").out.split())
     example = re.search(rf"Example: evomerge ({verb} .*?) (?:Arguments|Options):", text)

@@ -38,7 +38,7 @@ def stand_in(config):
 
 
 def test_there_are_examples():
-    assert {"digits", "llm_two_experts", "llm_transforms", "ray_cluster"} <= {
+    assert {"digits", "llm_two_experts", "llm_transforms", "llm_choice", "ray_cluster"} <= {
         path.stem for path in FILES
     }
 

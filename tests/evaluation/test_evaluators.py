@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.evaluation import exact_match, multiple_choice
 from evomerge.evaluation.classification import Classification
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.evaluation.exact_match import ExactMatch
@@ -218,9 +219,9 @@ def test_multiple_choice_equals_one_option_at_a_time(tmp_path, request, subject_
 
 def test_multiple_choice_names_the_line_of_a_nan(tmp_path, llama, monkeypatch):
     path = jsonl(tmp_path / "d.jsonl", CHOICES)
-    table = np.zeros((5, 4))
-    table[3, 1] = np.nan
-    monkeypatch.setattr(Subject, "option_logprobs", lambda *_, **__: table)
+    found = [np.zeros(len(row["options"])) for row in CHOICES]
+    found[3][1] = np.nan
+    monkeypatch.setattr(multiple_choice, "choice_logprobs", lambda *_, **__: found)
     with pytest.raises(EvaluationError, match=r"d.jsonl:4 is not finite"):
         MultipleChoice(examples=path).evaluate(llama)
 
@@ -253,7 +254,7 @@ def test_exact_match_finds_the_models_own_answers(tmp_path, llama):
 def test_patterns_extract_the_last_match(
     tmp_path, llama, monkeypatch, pattern, generated, reference, right
 ):
-    monkeypatch.setattr(Subject, "generate", lambda *_, **__: [generated])
+    monkeypatch.setattr(exact_match, "generate", lambda *_, **__: [generated])
     path = jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "answer": reference}])
     scores = ExactMatch(examples=path, pattern=pattern).evaluate(llama)
     assert scores.tolist() == [float(right)]
@@ -363,13 +364,18 @@ class _Broken:
     def n_examples(self):
         return self._n
 
-    def evaluate(self, subject):
-        return self._scores() if callable(self._scores) else self._scores
+    def evaluate(self, subject, positions=None):
+        scores = self._scores() if callable(self._scores) else self._scores
+        return scores if positions is None else scores[positions]
 
 
 def test_check_evaluator_catches_broken_evaluators(llama):
     def noise():
         return torch.rand(2).numpy()
+
+    def by_batch(positions):
+        n = 2 if positions is None else len(positions)
+        return np.full(n, n, np.float32)
 
     counter = iter(range(100))
     check_evaluator(_Broken(np.zeros(2, np.float32)), llama)
@@ -383,3 +389,13 @@ def test_check_evaluator_catches_broken_evaluators(llama):
     ):
         with pytest.raises(AssertionError, match=message):
             check_evaluator(_Broken(scores), llama)
+    broken = _Broken(np.zeros(2, np.float32))
+    broken.evaluate = lambda _, positions=None: by_batch(positions)
+    with pytest.raises(AssertionError, match="must not depend on the others"):
+        check_evaluator(broken, llama)
+    check_evaluator(broken, llama, tolerance=2.0)
+    for digests in (["0" * 16] * 2, ("0" * 16,), ("x" * 16, "0" * 16)):
+        broken = _Broken(np.zeros(2, np.float32))
+        broken.example_digests = lambda digests=digests: digests
+        with pytest.raises(AssertionError, match="digest"):
+            check_evaluator(broken, llama)

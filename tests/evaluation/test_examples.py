@@ -80,6 +80,33 @@ def test_a_bad_file_is_named(tmp_path, content, message):
         assert str(path) in str(caught.value)
 
 
+def test_two_rows_with_the_same_id_are_named(tmp_path):
+    rows = [GOOD | {"id": 1}, GOOD | {"id": "1"}, GOOD, GOOD | {"id": "1"}]
+    with pytest.raises(DataError, match=r"d.jsonl:4: id '1' is that of line 2 as well; remove"):
+        read_rows(jsonl(tmp_path / "d.jsonl", *rows))
+    assert len(read_rows(jsonl(tmp_path / "e.jsonl", *rows[:3]))) == 3
+
+
+def test_equal_content_has_equal_digests_wherever_it_stands(tmp_path):
+    other = GOOD | {"prompt": "another"}
+    one = MultipleChoice(examples=jsonl(tmp_path / "d.jsonl", GOOD, other, GOOD | {"x": 1}))
+    two = MultipleChoice(examples=jsonl(tmp_path / "e.jsonl", other, GOOD), normalise="char")
+    first, second, third = one.example_digests()
+    assert first == third != second
+    assert two.example_digests() == (second, first)
+    with_digest = jsonl(tmp_path / "d.jsonl", GOOD | {"gold": 1}, other, GOOD)
+    assert MultipleChoice(examples=with_digest).example_digests()[0] != first
+
+
+def test_positions_are_checked():
+    assert chosen(3, None).tolist() == [0, 1, 2]
+    assert chosen(3, np.array([2, 0, 2])).tolist() == [2, 0, 2]
+    assert chosen(3, np.array([])).tolist() == []
+    for wrong in ([3], [-1], [0.5], [[0]]):
+        with pytest.raises(IndexError):
+            chosen(3, np.array(wrong))
+
+
 def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(DataError, match="is not a file"):
         read_rows(tmp_path)

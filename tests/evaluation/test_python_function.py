@@ -20,6 +20,9 @@ def scorers(tmp_path):
             def lengths(subject, texts):
                 return [len(subject.encode(text)) for text in texts]
 
+            def parts(subject, positions, scale):
+                return [scale * int(position) for position in positions]
+
             def broken(subject):
                 raise KeyError("no such thing")
 
@@ -46,6 +49,37 @@ def test_a_python_function_scores(scorers, llama):
     np.testing.assert_array_equal(evaluator.evaluate(llama), [4, 2])
     assert sys.path == before
     check_evaluator(evaluator, llama)
+
+
+def test_a_function_with_positions_scores_those_and_any_other_all(scorers, llama):
+    evaluator = PythonFunction(
+        function="my_scorers:parts", n=5, path=scorers, arguments={"scale": 2}
+    )
+    np.testing.assert_array_equal(evaluator.evaluate(llama, np.array([3, 1])), [6, 2])
+    np.testing.assert_array_equal(evaluator.evaluate(llama), [0, 2, 4, 6, 8])
+    check_evaluator(evaluator, llama)
+    whole = PythonFunction(
+        function="my_scorers:lengths", n=2, path=scorers, arguments={"texts": ["abc", "the"]}
+    )
+    np.testing.assert_array_equal(whole.evaluate(llama, np.array([1])), [2])
+    with pytest.raises(IndexError, match="no example 2"):
+        whole.evaluate(llama, np.array([2]))
+    with pytest.raises(ConfigError, match="`positions` among the arguments"):
+        PythonFunction(function="a:b", n=1, arguments={"positions": [1]})
+
+
+def test_digests_follow_the_code_and_the_arguments(scorers):
+    def digests(**arguments):
+        return PythonFunction(
+            function="my_scorers:parts", n=2, path=scorers, arguments=arguments
+        ).example_digests()
+
+    before = digests(scale=2)
+    assert len(set(before)) == 2
+    assert digests(scale=2) == before != digests(scale=3)
+    with (scorers / "my_scorers.py").open("a") as file:
+        file.write("# changed")
+    assert digests(scale=2) != before
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from evomerge.merging import kept as kept_module
 from evomerge.merging import selected as selected_module
 from evomerge.merging.fused import MIN_ELEMENTS, torch_weighted_sum, weighted_sum
+from evomerge.merging.grams import gram_rows, torch_gram_rows
 from evomerge.merging.kept import Keep, merge_kept
 from evomerge.merging.operator import FiniteResults, TensorInputs
 from evomerge.merging.philox import RUN, philox_uniform
@@ -83,7 +84,7 @@ def both(tensors, keeps, weights, **how):
     compiled = merge_kept(tensors, keeps, weights, **how)
     assert compiled in tensors.finite
     numbers = kept_module._numbers(
-        tensors, weights, how["vote"], how["divisor"], how.get("scale", 1.0)
+        tensors, keeps, weights, how["vote"], how["divisor"], how.get("scale", 1.0)
     )
     plain = torch.empty_like(compiled)
     kept_module._torch(tensors, keeps, numbers, plain)
@@ -180,7 +181,10 @@ def test_the_number_of_threads_changes_no_bit(n_threads):
     def merged():
         out = torch.empty(n, dtype=BF16)
         assert weighted_sum([(0.5, base), (0.2, experts[0])], out)
-        return out, merge_kept(tensors, keeps, (1.0, 1.0), vote="unweighted", divisor="none")
+        selected = merge_selected(tensors, 1e-3, (0.4, 0.6), 1.0)
+        squares = torch.tensor(square_sums(tensors, 1e-3), dtype=torch.float64)
+        grams = gram_rows([base, *experts], [False, True, True], 4096)
+        return out, selected, squares, grams, merge_kept(tensors, keeps, (1.0, 1.0), vote="unweighted", divisor="none")
 
     before = torch.get_num_threads()
     try:
@@ -190,6 +194,48 @@ def test_the_number_of_threads_changes_no_bit(n_threads):
         assert all(map(torch.equal, merged(), expected))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 777, RUN + 1])
+def test_small_tensors_have_the_same_bits_where_kernels_take_them(n):
+    base, experts = models(3, BF16, n=n)
+    tensors = TensorInputs("w", base, experts, BF16, ("a", "b", "c"), least_compiled=1)
+    keeps = [KEEPS["random"](k) for k in range(3)]
+    compiled, plain = both(tensors, keeps, (0.7, 0.2, 1.1), vote="unweighted", divisor="mean")
+    assert torch.equal(compiled, plain)
+    terms = list(zip((0.5, 0.3, 0.1), experts, strict=True))
+    got, expected = torch.empty(n, dtype=BF16), torch.empty(n, dtype=BF16)
+    assert weighted_sum(terms, got, least=1)
+    torch_weighted_sum(terms, expected)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("n_sources", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("dtype", "row"), [(F32, 4096), (BF16, 4096), (BF16, 64), (torch.float16, 512)]
+)
+def test_gram_rows_equal_torch_bit_for_bit(n_sources, dtype, row):
+    _, sources = models(n_sources, dtype)
+    subtracts = [False] + [k % 3 != 2 for k in range(1, n_sources)]
+    got = gram_rows(sources, subtracts, row)
+    pairs = torch_gram_rows(sources, subtracts, row)
+    i, j = torch.triu_indices(n_sources, n_sources)
+    assert torch.equal(got[i, j], pairs)
+    assert torch.equal(got, got.transpose(0, 1))
+    wide = [source.double() for source in sources]
+    basis = torch.stack(
+        [s - wide[0] if away else s for s, away in zip(wide, subtracts, strict=True)]
+    )
+    torch.testing.assert_close(got.sum(-1), basis @ basis.T, rtol=1e-12, atol=0.0)
+
+
+def test_gram_rows_of_mixed_dtypes_are_those_of_float32():
+    _, sources = models(3, BF16)
+    mixed = [sources[0], sources[1].float(), sources[2]]
+    expected = gram_rows([source.float() for source in sources], [False, True, True], 4096)
+    assert torch.equal(gram_rows(mixed, [False, True, True], 4096), expected)
+    wide = [source.double() for source in sources]
+    assert torch.equal(gram_rows(wide, [False, True, True], 4096), expected)
 
 
 def test_compiled_masks_are_those_of_the_documented_stream():

@@ -131,7 +131,22 @@ def test_a_failed_fsync_stops_further_writes(tmp_path, monkeypatch):
     with pytest.raises(JournalError, match="fsync failed"):
         writer.append(EVENTS[1])
     monkeypatch.undo()
+    with pytest.raises(JournalError, match="may not outlive a power cut"):
+        writer.close()
     writer.close()
+
+
+def test_an_fsync_that_fails_at_the_end_is_not_passed_over(tmp_path, monkeypatch):
+    writer = JournalWriter(tmp_path / "j")
+    monkeypatch.setattr(journal_module, "FSYNC_SECONDS", 60.0)
+    writer.append(EVENTS[0])
+
+    def broken(file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(journal_module.os, "fsync", broken)
+    with pytest.raises(JournalError, match="Input/output error"):
+        writer.close()
 
 
 def test_what_was_appended_survives_sigkill(tmp_path):

@@ -37,7 +37,7 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _WORDS = 4 * BLOCKS
 # Bytes from one expert's random words to the next's: a run, a wrapped-around word, and padding.
 _STRIDE = 4 * _WORDS + 8
-_UNIT, _HALF_STEP = np.float32(2.0**-16), np.float32(0.5)
+_UNIT, _HALF_UNIT = np.float32(2.0**-16), np.float32(2.0**-17)
 
 
 @jit
@@ -94,11 +94,11 @@ def _random_words(words: Any, first_block: Any, key_0: Any, key_1: Any) -> None:
         c2 = c3 = np.uint64(0)
         k0, k1 = key_0, key_1
         for _ in range(ROUNDS):
-            product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-            c0 = (product_1 >> _HALF) ^ c1 ^ k0
-            c2 = (product_0 >> _HALF) ^ c3 ^ k1
-            c1, c3 = product_1 & _LOW, product_0 & _LOW
-            k0, k1 = (k0 + _STEP_0) & _LOW, (k1 + _STEP_1) & _LOW
+            # What lies above the low 32 bits of a word never reaches the result.
+            product_0, product_1 = (c0 & _LOW) * _MULTIPLIER_0, (c2 & _LOW) * _MULTIPLIER_1
+            c0, c1 = (product_1 >> _HALF) ^ c1 ^ k0, product_1
+            c2, c3 = (product_0 >> _HALF) ^ c3 ^ k1, product_0
+            k0, k1 = k0 + _STEP_0, k1 + _STEP_1
         words[0, i] = np.uint32(c0)
         words[1, i] = np.uint32(c1)
         words[2, i] = np.uint32(c2)
@@ -111,15 +111,14 @@ def _kept(
     theta_0: Any,
     low: Any,
     high: Any,
-    factor: Any,
     drawn: Any,
     last: Any,
     place: Any,
     chances: Any,
     switches: Any,
 ) -> Any:
-    """Return what `kept.Keep` leaves of one element of a task vector."""
-    are_deltas, has_low, has_high, is_random, is_ranked, inverts, has_factors = switches
+    """Return one element of a task vector, and whether `kept.Keep` lets it stay."""
+    are_deltas, has_low, has_high, is_random, is_ranked, inverts = switches
     delta = load(stored)
     if not are_deltas:
         delta = delta - theta_0
@@ -129,15 +128,14 @@ def _kept(
     if has_high:
         keep = keep & (abs(delta) <= high)
     if is_ranked:
-        lowest, spread, last_place = chances
-        chance = np.float32(place) / last_place * spread + lowest
-        keep = keep & ((np.float32(drawn) + _HALF_STEP) * _UNIT < chance)
+        lowest, step = chances
+        chance = np.float32(place) * step + lowest
+        keep = keep & (fma(np.float32(drawn), _UNIT, _HALF_UNIT) < chance)
     elif is_random:
         keep = keep & (drawn <= last)
-    delta = delta if keep else _ZERO
     if inverts:
-        delta = delta / (chance if keep else _ONE)
-    return delta * factor if has_factors else delta
+        delta = delta / chance
+    return delta, keep
 
 
 @lru_cache
@@ -148,7 +146,6 @@ def kept_sum(
     inverts: bool,
     has_low: bool,
     has_high: bool,
-    has_factors: bool,
     are_deltas: bool,
     vote: str,
     turns: bool,
@@ -158,18 +155,17 @@ def kept_sum(
 
     Args:
         is_random: Elements are dropped at random: `keys` is read, and `last` unless ranked.
-        is_ranked: The probability to stay is `lowest + spread * places / last_place`.
+        is_ranked: The probability to stay is `lowest + step * places`.
         inverts: What stays is divided by that probability.
         has_low: Magnitudes below `low` are dropped.
         has_high: Magnitudes above `high` are dropped.
-        has_factors: What is kept is multiplied by `factors`.
         are_deltas: `sources` hold task vectors instead of experts.
         vote: "elect", "touched" or "none".
         turns: Some of `directions` are negative.
         divides: Divide by the shares of the experts that agree.
     """
     elects, passes_all = vote == "elect", vote == "none"
-    switches = (are_deltas, has_low, has_high, is_random, is_ranked, inverts, has_factors)
+    switches = (are_deltas, has_low, has_high, is_random, is_ranked, inverts)
 
     @jit
     def kernel(
@@ -182,7 +178,6 @@ def kept_sum(
         keys: Any,
         places: Any,
         chances: Any,
-        factors: Any,
         votes: Any,
         directions: Any,
         weights: Any,
@@ -208,28 +203,27 @@ def kept_sum(
                 elected = _ZERO
                 if elects:
                     for k in range(n_experts):
-                        delta = _kept(
+                        delta, keep = _kept(
                             sources[k][i],
                             theta_0,
                             low[k],
                             high[k],
-                            factors[k],
                             drawn[np.uint64(k * _STRIDE // 2) + j],
                             last[k],
                             places[k][i],
                             chances,
                             switches,
                         )
-                        elected = fma(votes[k], delta, elected)
+                        if keep:
+                            elected = fma(votes[k], delta, elected)
                 sign = _ONE if elected >= _ZERO else -_ONE
                 total, divisor = _ZERO, _ZERO
                 for k in range(n_experts):
-                    delta = _kept(
+                    delta, keep = _kept(
                         sources[k][i],
                         theta_0,
                         low[k],
                         high[k],
-                        factors[k],
                         drawn[np.uint64(k * _STRIDE // 2) + j],
                         last[k],
                         places[k][i],
@@ -237,14 +231,14 @@ def kept_sum(
                         switches,
                     )
                     if elects:
-                        agrees = delta * (sign * directions[k] if turns else sign) > _ZERO
-                    elif passes_all:
-                        agrees = True
-                    else:
-                        agrees = delta != _ZERO
-                    total = fma(weights[k], delta if agrees else _ZERO, total)
-                    if divides:
-                        divisor += shares[k] if agrees else _ZERO
+                        turned = sign * directions[k] if turns else sign
+                        keep = keep & (delta * turned > _ZERO)
+                    elif not passes_all:
+                        keep = keep & (delta != _ZERO)
+                    if keep:
+                        total = fma(weights[k], delta, total)
+                        if divides:
+                            divisor += shares[k]
                 if divides:
                     total = total / (divisor if divisor != _ZERO else _ONE)
                 store(out, i, theta_0 + total)

@@ -12,8 +12,10 @@ import numpy as np
 from evomerge.merging.kernels.intrinsics import fma, is_finite, larger, load, magnitude, store
 from evomerge.merging.kernels.jit import inline, jit
 from evomerge.merging.philox import RUN
+from evomerge.merging.sums import LANES
 
-LANES = 64
+_GROUPS = 8
+_BLOCK = _GROUPS * LANES
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
@@ -34,35 +36,43 @@ def _variance(sources: Any, i: Any, theta_0: Any, are_deltas: Any, share: Any) -
 
 
 @jit
-def selected_squares(base: Any, sources: Any, are_deltas: Any, share: Any, threshold: Any) -> Any:
-    """Return (runs, E) float64 sums of squares of the selected task vectors."""
+def selected_squares(
+    sums: Any, base: Any, sources: Any, are_deltas: Any, share: Any, threshold: Any
+) -> None:
+    """Write (runs, E) float64 sums of squares of the selected task vectors of each run."""
     n, n_experts = base.size, len(sources)
-    sums = np.zeros(((n + RUN - 1) // RUN, n_experts))
-    lanes = np.empty(LANES)
-    chosen = np.empty((n_experts, RUN), np.float32)
+    lanes = np.empty((n_experts, LANES))
+    chosen = np.empty((n_experts, _BLOCK), np.float32)
     for run in range(len(sums)):
-        start = run * RUN
-        stop = min(start + RUN, n)
-        if stop - start < RUN:
-            chosen[:] = _ZERO
-        for j in range(np.uint64(stop - start)):
-            i = np.uint64(start) + j
-            theta_0 = load(base[i])
-            keep = _variance(sources, i, theta_0, are_deltas, share) >= threshold
+        lanes[:] = 0.0
+        for start in range(run * RUN, min((run + 1) * RUN, n), _BLOCK):
+            n_here = min(_BLOCK, n - start)
+            if n_here < _BLOCK:
+                chosen[:] = _ZERO
+            for j in range(np.uint64(n_here)):
+                i = np.uint64(start) + j
+                theta_0 = load(base[i])
+                keep = _variance(sources, i, theta_0, are_deltas, share) >= threshold
+                for k in range(n_experts):
+                    delta = load(sources[k][i]) - (_ZERO if are_deltas else theta_0)
+                    chosen[k, j] = delta if keep else _ZERO
             for k in range(n_experts):
-                delta = load(sources[k][i]) - (_ZERO if are_deltas else theta_0)
-                chosen[k, j] = delta if keep else _ZERO
+                _add_squares(lanes[k], chosen[k])
         for k in range(n_experts):
-            row = chosen[k].reshape((RUN // LANES, LANES))
-            # Lanes instead of one sum: a fixed order that the processor can add side by side.
-            lanes[:] = 0.0
-            for j in range(RUN // LANES):
-                for lane in range(LANES):
-                    value = np.float64(row[j, lane])
-                    lanes[lane] += value * value
+            sums[run, k] = 0.0
             for lane in range(LANES):
-                sums[run, k] += lanes[lane]
-    return sums
+                sums[run, k] += lanes[k, lane]
+
+
+@jit
+def _add_squares(lanes: Any, values: Any) -> None:
+    """Add each square to one of the lanes: a fixed order that runs side by side."""
+    for lane in range(np.uint64(LANES)):
+        total = lanes[lane]
+        for group in range(_GROUPS):
+            value = np.float64(values[lane + np.uint64(group * LANES)])
+            total += value * value
+        lanes[lane] = total
 
 
 @jit

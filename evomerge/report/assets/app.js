@@ -30,9 +30,10 @@ function fillNotes() {
 
 // --------------------------------------------------------------------- tabs
 
+const shownTabs = () => tabs.filter((tab) => !tab.isShown || tab.isShown());
+
 function buildTabs() {
-  const shown = tabs.filter((tab) => !tab.isShown || tab.isShown());
-  byId("tabs").replaceChildren(...shown.map((tab) => make(
+  byId("tabs").replaceChildren(...shownTabs().map((tab) => make(
     "button",
     { type: "button", role: "tab", id: `tab-${tab.id}`, "aria-controls": tab.id, onclick: () => open(tab.id) },
     byId(tab.id).dataset.title,
@@ -54,6 +55,8 @@ function open(id) {
     byId(button.getAttribute("aria-controls")).hidden = !isOpen;
     if (isOpen) button.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
+  const top = document.querySelector("header").offsetHeight; // below it the tabs stick to the window
+  if (window.scrollY > top) window.scrollTo(0, top);
   document.querySelector(".columns").classList.toggle("with-details", "details" in byId(id).dataset);
   refresh();
 }
@@ -83,7 +86,7 @@ for (const [select, redraw] of [
 
 // ------------------------------------------------------------------ details
 
-/** Show a candidate beside the plots. */
+/** Show a candidate, or none for null, beside the plots. */
 function choose(id) {
   const focused = document.activeElement;
   const wasIn = byId("members").contains(focused);
@@ -91,7 +94,7 @@ function choose(id) {
   drawn = new Set([...drawn].filter((tab) => !["front", "coefficients"].includes(tab)));
   if (data.recipes.maps[id]) byId("map-candidate").value = String(id);
   fillDetails();
-  if (!("details" in byId(current).dataset)) {
+  if (id !== null && !("details" in byId(current).dataset)) {
     open("front");
     byId("tab-front").focus();
   }
@@ -99,11 +102,15 @@ function choose(id) {
   if (wasIn) byId("members").querySelector(`tr[data-id="${id}"] button`)?.focus();
 }
 
+byId("details-close").addEventListener("click", () => { choose(null); byId(`tab-${current}`).focus(); });
+
 function fillDetails() {
   const body = byId("details-body");
   byId("details-hint").hidden = chosen !== null;
-  if (chosen === null) return;
-  byId("details-title").textContent = `Candidate ${chosen}`;
+  byId("details-close").hidden = chosen === null;
+  byId("details").classList.toggle("chosen", chosen !== null);
+  byId("details-title").textContent = chosen === null ? "Candidate" : `Candidate ${chosen}`;
+  if (chosen === null) { body.replaceChildren(); return; }
   const row = rowOf().get(chosen);
   const list = make("dl");
   if (row === undefined) fillList(list, [["", "an ancestor that is not drawn"]]);
@@ -127,7 +134,7 @@ function facts(row) {
     data.constraints.forEach((text, c) => pairs.push([text, show(shown.measured[c][row])]));
   }
   pairs.push(["Recipe", make("code", {}, shown.digest[row])]);
-  if (shown.seconds[row] !== null) pairs.push(["Merged and scored in", `${show(shown.seconds[row], 3)} s`]);
+  if (shown.seconds[row] !== null) pairs.push(["Merged and scored in", `${show(shown.seconds[row])} s`]);
   return pairs;
 }
 
@@ -137,7 +144,7 @@ function recipeParts(id) {
   const table = make("table");
   const numbers = ["mean", "lowest", "highest"].map((text) => ({ text, number: true }));
   fillTable(table, ["coefficient", ...numbers], recipe.rows.map(([label, ...values]) =>
-    [make("span", { className: "breaks" }, label), ...values.map((value) => show(value, 3))]));
+    [make("span", { className: "breaks" }, label), ...values.map((value) => show(value))]));
   const how = `${recipe.operator} of ${recipe.sources.join(", ")}; ${count(recipe.groups)} group` +
     `${recipe.groups > 1 ? "s" : ""} (${recipe.grouping})${recipe.settings ? `; ${recipe.settings}` : ""}`;
   return [make("h3", {}, "Recipe"), make("p", { className: "breaks" }, how), make("div", { className: "scroll" }, table)];
@@ -211,6 +218,10 @@ async function follow() {
 
 function takeNew() {
   drawn = new Set();
+  if (byId("tabs").children.length !== shownTabs().length) { // the first validation figures came
+    buildTabs();
+    open(current);
+  }
   fillHead();
   fillDetails();
   refresh();

@@ -27,16 +27,17 @@ function cut(text, most) {
   return whole.length > most ? whole.slice(0, most - 1) + "…" : whole;
 }
 
-function show(number, digits = 4) {
+/** Return a number for people; scores of many examples are worth four decimals. */
+function show(number, decimals = data.objectives.some(({ n }) => n >= 2000) ? 4 : 3) {
   if (number === null || number === undefined) return "–";
-  if (number === 0) return "0";
   const size = Math.abs(number);
-  if (size >= 1e6 || size < 1e-4) return number.toExponential(2);
-  return String(Number(number.toPrecision(digits))).replace("-", "−");
+  if (size >= 1e6 || (size > 0 && size < 0.1 ** decimals)) return number.toExponential(1).replace("-", "−");
+  const kept = size >= 1000 ? 0 : size >= 10 ? Math.min(2, decimals) : decimals;
+  return number.toFixed(kept).replace("-", "−");
 }
 
 const count = (number) => Number(number).toLocaleString("en-US");
-const signed = (number) => (number > 0 ? "+" : "") + show(number, 3);
+const signed = (number) => (number > 0 ? "+" : "") + show(number);
 const range = (pair, format) => `[${format(pair[0])}, ${format(pair[1])}]`;
 
 /** Fill a dl with [label, text] pairs. */
@@ -102,11 +103,13 @@ function axis(title, more = {}) {
 
 /** Draw or redraw a plot; zoom stays as it is while `keep` is the same. */
 function draw(id, traces, layout, keep = id) {
+  const hasLegend = layout.showlegend !== false &&
+    traces.filter((trace) => trace.type === "scatter" && trace.showlegend !== false).length > 1;
   const base = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("text"), family: "system-ui, sans-serif", size: isNarrow() ? 12 : 13 },
-    margin: { l: 56, r: 16, t: 12, b: 48 }, hovermode: "closest", uirevision: keep,
-    legend: { orientation: "h", y: -0.2, x: 0 },
+    margin: { l: 56, r: 16, t: 20, b: !hasLegend ? 50 : isNarrow() ? 120 : 90 }, hovermode: "closest", uirevision: keep,
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
     hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("text") } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("accent") },
   };
@@ -123,10 +126,11 @@ function draw(id, traces, layout, keep = id) {
   }
 }
 
+// Pale or dark throughout, so that numbers in the page's own colour are readable on them.
 const diverging = () =>
   theme() === "dark"
-    ? [[0, "#f4a582"], [0.5, "#2a2e35"], [1, "#7db8f5"]]
-    : [[0, "#b2541c"], [0.5, "#f7f7f7"], [1, "#0b5cad"]];
+    ? [[0, "#8a4a2a"], [0.5, "#2a2e35"], [1, "#23588f"]]
+    : [[0, "#e8a27c"], [0.5, "#f7f7f7"], [1, "#7fb2e5"]];
 
 const rising = () =>
   theme() === "dark" ? [[0, "#22262d"], [1, "#7db8f5"]] : [[0, "#eef1f5"], [1, "#0b4f94"]];

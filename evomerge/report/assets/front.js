@@ -44,8 +44,8 @@ function drawFront() {
   const edge = { color: colour("page"), width: 1 };
   const front = frontTrace("front", "front", { color: colour("front"), size: 9, line: edge }, x, y);
   if (isStaircase) {
-    front.mode = "lines+markers";
-    front.line = { color: colour("front"), width: 1, shape: keyX === "0" ? "vh" : "hv" };
+    front.mode = "lines+markers"; // the edge of what is dominated; members come by falling first objective
+    front.line = { color: colour("front"), width: 1, shape: keyX === "0" ? "hv" : "vh" };
   }
   const traces = [
     frontTrace("other", "dominated", { color: colour("other"), size: 5, opacity: 0.5 }, x, y),
@@ -65,6 +65,8 @@ function drawFront() {
   draw("front-plot", traces, layout, `${keyX}/${keyY}`);
 }
 
+const LABEL_PLACES = ["top center", "bottom center", "middle right", "middle left"]; // models may be near each other
+
 /** The unmerged models with their names, on the front or not. */
 function modelTrace(labels, x, y) {
   const rows = data.candidates.id.flatMap((id, row) => (labels.has(id) ? [row] : []));
@@ -74,7 +76,7 @@ function modelTrace(labels, x, y) {
     x: rows.map((row) => x[row]), y: rows.map((row) => y[row]),
     customdata: rows.map((row) => data.candidates.id[row]),
     text: rows.map((row) => plain(cut(labels.get(data.candidates.id[row]), 24))),
-    hovertext: rows.map(hoverText), hoverinfo: "text", textposition: "top center", cliponaxis: false,
+    hovertext: rows.map(hoverText), hoverinfo: "text", textposition: rows.map((_, i) => LABEL_PLACES[i % 4]), cliponaxis: false,
   };
 }
 
@@ -176,7 +178,7 @@ function drawParallel() {
   }
   draw("parallel-plot", traces, {
     showlegend: false, margin: { l: 24, r: 24, t: 30, b: 90 },
-    xaxis: { tickvals: axes.map((_, k) => k), ticktext: axes.map(({ name }) => plain(cut(name, isNarrow() ? 14 : 26))),
+    xaxis: { tickvals: axes.map((_, k) => k), ticktext: axes.map(({ name }) => twoLines(name, axes.length)),
       gridcolor: colour("line"), zeroline: false, range: [-0.2, axes.length - 0.8], automargin: true },
     yaxis: { visible: false, range: [-0.12, 1.12] },
     annotations: axes.flatMap(({ values }, k) => [
@@ -184,6 +186,12 @@ function drawParallel() {
       { x: k, y: -0.02, yanchor: "top", showarrow: false, text: show(Math.min(...values), 3) },
     ]),
   });
+}
+
+/** Return an axis label as wide as its share of the plot. */
+function twoLines(name, n) {
+  const most = Math.max(6, Math.floor(byId("parallel-plot").clientWidth / n / 8));
+  return name.split(": ").map((part) => plain(cut(part, most))).join(":<br>");
 }
 
 function lineTrace(ids, unit, axes, b, bin) {

@@ -16,7 +16,7 @@ function fillOverview() {
   const heads = data.summary.columns.map((name, m) =>
     m < data.objectives.length ? `${name} (n = ${count(data.objectives[m].n)})` : name);
   fillTable(
-    byId("picks"), ["", "candidate", ...heads],
+    byId("picks"), ["pick", "candidate", ...heads],
     data.summary.picks.map((pick) => [
       pick.label, candidateButton(pick.candidate), ...pick.objectives.map(pickCell),
     ]),
@@ -124,7 +124,7 @@ function drawLineage() {
   const rows = rowOf();
   const nodes = (keep, name, marker) => {
     const kept = tree.nodes.filter(keep);
-    return { type: "scatter", mode: kept.length > 60 ? "markers" : "markers+text", name, marker,
+    return { type: "scatter", mode: kept.length > 25 ? "markers" : "markers+text", name, marker,
       x: kept.map((node) => node.depth), y: kept.map((node) => node.lane),
       customdata: kept.map((node) => node.id), textposition: "top center",
       text: kept.map((node) => String(node.id)), hoverinfo: "text",
@@ -136,7 +136,7 @@ function drawLineage() {
     nodes((node) => node.front, "front", { color: colour("front"), size: 11, symbol: "star" }),
   ], {
     xaxis: axis("generation", { dtick: Math.ceil(Math.max(...tree.nodes.map((n) => n.depth)) / 12) }),
-    yaxis: { visible: false },
+    yaxis: { visible: false, range: [-0.05, 1.1] },
   });
 }
 
@@ -172,8 +172,8 @@ function drawMap() {
   draw("map-plot", [{
     type: "heatmap", z, x: heads.map((_, i) => i), y: labels.map((_, i) => i),
     zmin: -most, zmax: most, colorscale: diverging(), xgap: 1, ygap: 1,
-    text: labels.map((label, i) => heads.map((head, j) => isSmall ? show(z[i][j], 3) : "")),
-    texttemplate: isSmall ? "%{text}" : "",
+    text: labels.map((label, i) => heads.map((head, j) => isSmall ? show(z[i][j]) : "")),
+    texttemplate: isSmall ? "%{text}" : "", textfont: { color: colour("text") },
     hovertext: labels.map((label, i) => heads.map((head, j) => `${plain(label)}, ${plain(cut(head, 40))}: ${show(z[i][j])}`)),
     hoverinfo: "text", colorbar: { title: { text: plain(cut(wanted, 16)) }, thickness: 12 },
   }], {
@@ -229,7 +229,7 @@ function fillFailures() {
   byId("failures-table").hidden = !total;
   fillTable(byId("failures-table"), ["error", { text: "candidates", number: true }, "which"],
     kinds.map((kind) => [
-      make("span", { className: "breaks" }, kind.error), count(kind.count),
+      make("div", { className: "breaks long" }, kind.error), count(kind.count),
       kind.candidates.join(", ") + (kind.count > kind.candidates.length ? ", …" : ""),
     ]));
   byId("lost").replaceChildren(...(lost.length ? lost : ["none"]).map((line) => make("li", { className: "breaks" }, line)));

@@ -1,0 +1,6 @@
+"""Ways to score a candidate on some of the examples and stop when it is out of the race.
+
+Every built-in race is listed here by hand; importing this package registers them.
+"""
+
+from evomerge.algorithms.races import halving, lossless, paired  # noqa: F401  (registers them)

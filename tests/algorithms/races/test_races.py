@@ -1,0 +1,193 @@
+"""Races change how much is scored, and (lossless) nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import evomerge.algorithms.races  # noqa: F401
+from evomerge.algorithms.algorithm import search_algorithms
+from evomerge.algorithms.m2n2 import M2N2
+from evomerge.algorithms.nevergrad_adapter import CmaEs
+from evomerge.algorithms.races.halving import Halving
+from evomerge.algorithms.races.lossless import Lossless
+from evomerge.algorithms.races.paired import Paired
+from evomerge.algorithms.races.race import estimate, races
+from evomerge.core.candidate import Candidate, Evaluation, split_scores
+from evomerge.core.objective import Objectives
+from evomerge.errors import ConfigError
+from evomerge.search.loop import LoopPlan, SearchLoop
+from evomerge.seeding import generator
+from evomerge.testing import check_search_algorithm, linear_problem
+from tests.search.fakes import MemoryLog
+
+SIZES = {"first": 16, "second": 8}
+RACED = [
+    (name, race)
+    for name in ("m2n2", "cma_es", "random", "tpe", "auto", "ga", "nsga2")
+    for race in (
+        Paired(first=4),
+        Paired(first=6, test="wilcoxon", compare="front"),
+        Halving(cohort=4, first=0.25),
+    )
+] + [("m2n2", Lossless(first=4))]
+
+
+@pytest.mark.parametrize(("name", "race"), RACED, ids=str)
+def test_conformance(name, race):
+    cls = search_algorithms.get(name)
+    check_search_algorithm(lambda: race.around(cls()))
+
+
+class Scorer:
+    """Scores the examples asked for, at once."""
+
+    def __init__(self, problem):
+        self.problem, self.done = problem, []
+        self.examples = 0
+
+    def submit(self, candidate):
+        row = Evaluation(candidate, self.problem.scores(candidate.recipe)).flat_scores()
+        asked = np.arange(24) if candidate.examples is None else candidate.examples
+        self.examples += len(asked)
+        kept = np.full(24, np.nan, np.float32)
+        kept[asked] = row[asked]
+        from evomerge.search.ports import Outcome
+
+        self.done.append(Outcome(Evaluation(candidate, split_scores(kept, SIZES), None, "w")))
+
+    def wait(self, timeout):
+        done, self.done = self.done, []
+        return done
+
+    def withdraw(self):
+        return []
+
+
+def search(algorithm, evaluations=120, on_change=None, objectives=None):
+    problem = linear_problem()
+    if objectives is not None:
+        problem = type(problem)(problem.space, objectives, problem.vectors)
+    plan = LoopPlan(1, evaluations, 1, tasks=SIZES)
+    loop = SearchLoop(
+        algorithm=algorithm,
+        space=problem.space,
+        objectives=problem.objectives,
+        log=MemoryLog(),
+        plan=plan,
+        on_change=on_change,
+    )
+    scorer = Scorer(problem)
+    loop.run(scorer)
+    return loop, scorer
+
+
+def test_lossless_archive_is_the_same_after_every_candidate():
+    def archives(race):
+        seen = []
+
+        def look(loop):
+            inner = getattr(loop.algorithm, "inner", loop.algorithm)
+            state = inner._search._scores[: len(inner._search)].tobytes()
+            if not seen or seen[-1] != state:
+                seen.append(state)
+
+        made = M2N2(population_size=6)
+        _, scorer = search(made if race is None else race.around(made), 250, look)
+        return seen, scorer.examples
+
+    plain, all_examples = archives(None)
+    raced, some_examples = archives(Lossless(first=4))
+    assert len(plain) > 20
+    shorter = min(len(plain), len(raced))
+    assert raced[:shorter] == plain[:shorter]
+    assert len(raced) > len(plain), "the examples saved are spent on more candidates"
+    assert some_examples <= all_examples + 24
+
+
+def test_lossless_needs_an_archive():
+    with pytest.raises(ConfigError, match=r"`paired` or `halving`"):
+        Lossless().around(CmaEs())
+
+
+def only(name):
+    problem = linear_problem()
+    return Objectives(tuple(i for i in problem.objectives.items if i.name == name))
+
+
+@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=6, first=0.25)], ids=str)
+def test_more_candidates_for_the_same_examples(race):
+    plain, _ = search(CmaEs(), 60, objectives=only("second"))
+    raced, scorer = search(race.around(CmaEs()), 60, objectives=only("second"))
+    assert scorer.examples <= 61 * 24
+    assert len(raced._digests) > 1.3 * len(plain._digests)
+    best = raced.population.best(0)
+    assert best is not None
+    assert best[1] >= plain.population.best(0)[1] - 0.02
+
+
+@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=4, first=0.25)], ids=str)
+def test_a_raced_run_resumes_from_its_journal(race):
+    whole, _ = search(race.around(CmaEs()), 40)
+    for cut in (9, 30, len(whole.log.events) - 5):
+        problem = linear_problem()
+        log = MemoryLog()
+        log.events = whole.log.events[:cut]
+        log.rows = whole.log.rows[: sum(e["kind"] == "told" for e in log.events)]
+        loop = SearchLoop(
+            algorithm=race.around(CmaEs()),
+            space=problem.space,
+            objectives=problem.objectives,
+            log=log,
+            plan=LoopPlan(1, 40, 1, tasks=SIZES),
+        )
+        loop.replay(replayed(log))
+        loop.run(Scorer(problem))
+        assert log.events == whole.log.events
+
+
+def replayed(log):
+    from evomerge.core.candidate import scored_examples
+
+    for event in log.events:
+        if event["kind"] == "asked":
+            yield event, None
+        else:
+            row = log.rows[event["row"]]
+            scores = split_scores(row, SIZES)
+            yield event, Evaluation(Candidate(-1, None), scores, None, "w", scored_examples(row))
+
+
+def test_estimates_move_the_reference_by_the_difference_seen():
+    rng = generator(0, "test")
+    reference = rng.random(24).astype(np.float32)
+    row = reference.copy()
+    row[:16] *= 0.5
+    hidden = row.copy()
+    hidden[8:16] = np.nan
+    hidden[20:] = np.nan
+    partial = Evaluation(Candidate(0, None), split_scores(hidden, SIZES))
+    guess = estimate(partial, reference, SIZES).flat_scores()
+    assert np.isfinite(guess).all()
+    np.testing.assert_array_equal(guess[:8], row[:8])
+    np.testing.assert_allclose(guess[20:], reference[20:], atol=1e-6)  # no difference was seen
+    shift = (row[:8] - reference[:8]).mean()
+    assert guess[8:16].mean() == pytest.approx(max(0.0, reference[8:16].mean() + shift), abs=0.1)
+    assert (guess >= 0.0).all()
+    assert (guess <= 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("race", "settings", "message"),
+    [
+        ("paired", {"test": "wilcoxen"}, "wilcoxon"),
+        ("paired", {"confidence": 0.4}, "confidence"),
+        ("paired", {"compare": "all"}, "compare"),
+        ("halving", {"cohort": 1}, "cohort"),
+        ("halving", {"eta": 1.0}, "eta"),
+        ("halving", {"first": 0.0}, "first"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(race, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        races.get(race)(**settings)

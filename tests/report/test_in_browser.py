@@ -1,0 +1,231 @@
+"""Reports in a real browser: nothing complains, plots are drawn, keys, clicks and themes work."""
+
+import pytest
+
+from evomerge.config.results import RunResults
+from evomerge.report.data import report_data
+from evomerge.report.page import render
+from evomerge.storage.run_store import RunStore
+from tests.report.browser import chromium, opened
+from tests.report.synthetic import HOSTILE, Plan, append, write_run
+from tests.report.test_live import serving
+
+pytestmark = pytest.mark.slow
+
+TABS = ["overview", "front", "history", "niches", "lineage", "coefficients", "failures",
+        "environment"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+def page_of(folder, plan):
+    run = write_run(folder / "run", plan)
+    path = folder / "report.html"
+    path.write_text(render(report_data(RunResults(run))), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return page_of(tmp_path_factory.mktemp("report"), Plan(n=120))
+
+
+@pytest.fixture(scope="module")
+def big_report(tmp_path_factory):
+    plan = Plan(n=10_000, examples=250, layers=32, experts=("a", "b", "c", "d"))
+    return page_of(tmp_path_factory.mktemp("big"), plan)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_part_is_drawn_without_complaints_and_fits(report, browser, width, height, scheme):
+    with opened(browser, report, width=width, height=height, scheme=scheme) as seen:
+        ids = [tab.get_attribute("aria-controls") for tab in seen.page.locator("[role=tab]").all()]
+        assert ids == TABS, "no validation figures, no tab for them"
+        for name in TABS:
+            seen.tab(name)
+            assert seen.page.locator(f"#{name}").is_visible()
+            wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+            assert not seen.page.evaluate(wide), f"{name} is wider than the screen"
+            for plot in seen.page.locator(f"#{name} .plot:not([hidden])").all():
+                plot.locator(".main-svg").first.wait_for()
+        assert seen.complaints == []
+
+
+def test_the_front_is_drawn_and_a_click_shows_the_candidate(report, browser):
+    with opened(browser, report) as seen:
+        seen.tab("front")
+        drawn = seen.page.evaluate("""() => document.getElementById("front-plot").data
+            .filter((t) => t.name === "front")[0].x.length""")
+        n_members = seen.page.locator("#members tbody tr").count()
+        assert drawn == n_members > 3
+        points = seen.page.locator("#front-plot .scatterlayer .trace .points path")
+        assert points.count() >= 100
+        # A front point, by the place where it is on the screen.
+        x, y, wanted = seen.page.evaluate("""() => {
+            const plot = document.getElementById("front-plot");
+            const trace = plot.data.filter((t) => t.name === "front")[0];
+            const box = plot.getBoundingClientRect();
+            const { xaxis, yaxis } = plot._fullLayout;
+            return [box.left + xaxis._offset + xaxis.d2p(trace.x[2]),
+                    box.top + yaxis._offset + yaxis.d2p(trace.y[2]), trace.customdata[2]];
+        }""")
+        seen.page.mouse.move(x, y)
+        seen.page.mouse.click(x, y)
+        seen.page.locator(f"#details-title:has-text('Candidate {wanted}')").wait_for()
+        details = seen.text("#details")
+        assert f"--pick candidate:{wanted} --out merged-{wanted}" in details
+        assert "weights: maths-7b" in details
+        seen.page.locator("#details-body button.link").first.click()  # to a parent
+        assert seen.text("#details-title") != f"Candidate {wanted}"
+        assert seen.complaints == []
+
+
+def test_everything_can_be_done_with_the_keyboard(report, browser):
+    with opened(browser, report) as seen:
+        focused = "document.activeElement.id || document.activeElement.textContent"
+        seen.page.keyboard.press("Tab")
+        assert seen.page.evaluate("document.activeElement.className") == "skip"
+        seen.page.locator("#tab-overview").focus()
+        seen.page.keyboard.press("ArrowRight")
+        assert seen.page.evaluate(focused) == "tab-front"
+        assert seen.page.locator("#front").is_visible()
+        seen.page.keyboard.press("End")
+        assert seen.page.evaluate(focused) == "tab-environment"
+        seen.page.keyboard.press("ArrowRight")
+        assert seen.page.evaluate(focused) == "tab-overview"
+        seen.page.keyboard.press("ArrowRight")
+        for _ in range(60):  # every member is reachable through the table
+            seen.page.keyboard.press("Tab")
+            if seen.page.evaluate("document.activeElement.matches('#members tbody button')"):
+                break
+        wanted = seen.page.evaluate("document.activeElement.textContent")
+        seen.page.keyboard.press("Enter")
+        assert seen.text("#details-title") == f"Candidate {wanted}"
+        assert seen.page.evaluate("document.activeElement.textContent") == wanted, "focus stays"
+        assert seen.page.locator(f"#members tr.chosen[data-id='{wanted}']").count() == 1
+        sort = seen.page.locator("#members th button").nth(0)
+        sort.focus()
+        seen.page.keyboard.press("Enter")
+        assert seen.page.locator("#members th").nth(0).get_attribute("aria-sort") == "descending"
+        assert seen.complaints == []
+
+
+def test_dark_mode_follows_the_system_and_the_button(report, browser):
+    background = "getComputedStyle(document.body).backgroundColor"
+    grid = "document.getElementById('front-plot').layout.xaxis.gridcolor"
+    with opened(browser, report, scheme="dark") as seen:
+        seen.tab("front")
+        dark, dark_grid = seen.page.evaluate(background), seen.page.evaluate(grid)
+        seen.page.locator("#theme").click()
+        light, light_grid = seen.page.evaluate(background), seen.page.evaluate(grid)
+        assert (light, light_grid) != (dark, dark_grid)
+        assert light == "rgb(255, 255, 255)"
+        seen.page.locator("#theme").click()
+        assert (seen.page.evaluate(background), seen.page.evaluate(grid)) == (dark, dark_grid)
+        assert seen.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barriers(report, browser, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    # axe is a script of its own: the page's policy has to let it in.
+    with opened(browser, report, width=390, scheme=scheme, bypass_csp=True) as seen:
+        for name in TABS:
+            seen.tab(name)
+            if name == "front":
+                seen.page.locator("#members tbody button").nth(1).click()
+            found = axe.run(seen.page)
+            assert found.violations_count == 0, found.generate_report()
+
+
+def test_ten_thousand_candidates_stay_responsive(big_report, browser):
+    assert big_report.stat().st_size < 12e6
+    with opened(browser, big_report) as seen:
+        # Longest time the page does not answer, over opening every part and choosing candidates.
+        seen.page.evaluate("""() => {
+            window.longest = 0;
+            new PerformanceObserver((list) => {
+                for (const task of list.getEntries()) window.longest = Math.max(window.longest, task.duration);
+            }).observe({ type: "longtask", buffered: false });
+        }""")
+        for name in TABS:
+            seen.tab(name)
+        seen.tab("front")
+        for row in (0, 3, 9):
+            seen.page.locator("#members tbody button").nth(row).click()
+        seen.page.wait_for_timeout(100)
+        shapes = seen.page.locator("#front-plot .points path").count()
+        assert 1000 < shapes < 2500, "the front, and a sample of the rest"
+        assert "not drawn" in seen.text("#front-note")
+        longest = seen.page.evaluate("window.longest")
+        print(f"longest task {longest:.0f} ms")
+        assert seen.complaints == []
+
+
+def test_a_run_of_a_stranger_injects_nothing(tmp_path, browser):
+    plan = Plan(names=(HOSTILE, "x" + HOSTILE), word=HOSTILE, experts=("a" + HOSTILE, "b"))
+    with opened(browser, page_of(tmp_path, plan)) as seen:
+        for name in TABS:
+            seen.tab(name)
+            for select in seen.page.locator(f"#{name} select").all():
+                options = select.locator("option").count()
+                select.select_option(index=options - 1)
+        seen.tab("front")
+        seen.page.locator("#members tbody button").nth(1).click()
+        assert "<img src=x" in seen.text("#details"), "shown as text"
+        assert seen.page.evaluate("window.hacked") is None
+        assert seen.page.locator("img, a:not(.skip):not(.modebar-btn)").count() == 0
+        links = """[...document.querySelectorAll("*")].filter((e) => e.getAttribute("href")
+            || e.getAttributeNS("http://www.w3.org/1999/xlink", "href"))
+            .filter((e) => e.className !== "skip" && !["image", "LINK"].includes(e.tagName)).map((e) => e.outerHTML)"""
+        assert seen.page.evaluate(links) == []
+        assert seen.complaints == []
+        # What gets in all the same is not run: the policy names the page's own scripts.
+        seen.page.evaluate("""() => {
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 4";
+            document.body.append(script);
+        }""")
+        assert seen.page.evaluate("window.hacked") is None
+        assert any("Content Security Policy" in line for line in seen.complaints)
+
+
+@pytest.mark.parametrize("names", [("only",), ("a", "b", "c", "d", "e")])
+def test_one_objective_and_many(names, tmp_path, browser):
+    with opened(browser, page_of(tmp_path, Plan(names=names, n=40))) as seen:
+        for name in TABS:
+            seen.tab(name)
+        seen.tab("front")
+        axes = [seen.page.locator(f"#front-{way}").input_value() for way in "xy"]
+        assert axes == (["number", "0"] if len(names) == 1 else ["0", "1"])
+        seen.page.locator("#front-x").select_option("number")
+        assert "candidate number" in seen.page.locator("#front-plot .xtitle").text_content()
+        assert seen.complaints == []
+
+
+def test_a_live_page_follows_the_run(tmp_path, browser):
+    plan = Plan(n=30)
+    folder = write_run(tmp_path / "run", plan)
+    header = folder.header()
+    store = RunStore(folder, header=header, tasks=header["tasks"])
+    with serving(folder) as address, opened(browser, address.geturl()) as seen:
+        seen.page.locator("#live:has-text('follows the run')").wait_for()
+        seen.tab("front")
+        seen.page.locator("#members tbody button").first.click()
+        chosen = seen.text("#details-title")
+        append(store, plan, range(30, 60))
+        seen.tab("overview")
+        seen.page.locator("#facts:has-text('60 of 30 candidates')").wait_for()
+        seen.tab("front")
+        assert seen.text("#details-title") == chosen, "the choice stays"
+        ids = seen.page.evaluate(
+            "document.getElementById('front-plot').data.flatMap((t) => t.customdata || [])"
+        )
+        assert max(ids) >= 30
+        assert seen.complaints == []
+    store.close()
