@@ -15,6 +15,7 @@
     │   └── ReplayError           3   the journal cannot be replayed exactly
     ├── EvaluationError           3   one candidate could not be scored
     └── ExecutorError             3   the workers cannot be started or reached
+        └── UnavailableError      3   what candidates are scored with cannot be used
 
 A message says what is wrong, where (file, key, tensor), and what to do.
 """
@@ -79,6 +80,10 @@ class EvaluationError(EvomergeError):
 
 class ExecutorError(EvomergeError):
     """The workers could not be started or reached."""
+
+
+class UnavailableError(ExecutorError):
+    """A server or sandbox that candidates are scored with cannot be used; no candidate's fault."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -45,12 +45,22 @@ class Registry:
         """Return the class called `name`.
 
         Raises:
-            UnknownNameError: No built-in or installed plug-in has that name.
+            UnknownNameError: No built-in or installed plug-in has that name, or its cannot be
+                imported.
         """
         if name in self._classes:
             return self._classes[name]
         for point in metadata.entry_points(group=self.entry_point_group, name=name):
-            loaded: type = point.load()
+            try:
+                loaded: type = point.load()
+            except Exception as error:  # a package's own code can raise anything
+                package = (
+                    "" if point.dist is None else f" of {point.dist.name} {point.dist.version}"
+                )
+                raise UnknownNameError(
+                    f"{self.kind} {name!r}{package} cannot be loaded from {point.value!r}: "
+                    f"{type(error).__name__}: {error}. Update or remove that package."
+                ) from error
             self._classes[name] = loaded
             return loaded
         known = self.names()

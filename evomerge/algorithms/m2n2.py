@@ -11,7 +11,7 @@ import numpy as np
 from evomerge.algorithms.algorithm import require_span, search_algorithm
 from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.algorithms.pending import Pending
-from evomerge.core.arrays import IntArray, ScoreArray
+from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.candidate import Evaluation, Proposal
 from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import (
@@ -177,6 +177,10 @@ class M2N2:
     def member_ids(self) -> tuple[int, ...]:
         """Candidate ids of the archive, by slot."""
         return self._search.ids
+
+    def archive_scores(self) -> FloatArray:
+        """Return (P, N) scores of the archive's members, by slot."""
+        return self._search.archive_scores()
 
     def example_order(self, proposal: Proposal) -> IntArray | None:
         """Return in which order to score a child's examples, see `early_rejection`."""

@@ -188,6 +188,12 @@ class NicheSearch(Generic[Genome]):
         self._view = None
         return True
 
+    def archive_scores(self) -> FloatArray:
+        """Return (P, N) scores of the members, by slot."""
+        if self._scores is None:
+            return np.zeros((0, 0))
+        return self._scores[: len(self.members)].copy()
+
     def example_order(self, parents: tuple[int, ...]) -> IntArray | None:
         """Return (N,) examples, those first whose scores may doom a child of these members.
 

@@ -11,7 +11,7 @@ from evomerge.core.pareto import ParetoFront
 
 
 def front_rows(
-    front: ParetoFront, names: Sequence[str], digests: Mapping[int, str]
+    front: ParetoFront, names: Sequence[str], digests: Mapping[int, str] | Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return one row per member: candidate, objectives, recipe; best first objective first.
 

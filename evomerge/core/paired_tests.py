@@ -82,7 +82,7 @@ def by_mcnemar(differences: FloatArray, n_total: int, confidence: float) -> bool
     del n_total
     worse, better = int((differences < 0.0).sum()), int((differences > 0.0).sum())
     n = worse + better
-    tail = sum(math.comb(n, k) for k in range(better + 1)) / 2**n
+    tail: float = sum(math.comb(n, k) for k in range(better + 1)) / 2**n
     return tail < 1.0 - confidence
 
 

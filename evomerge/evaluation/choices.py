@@ -210,26 +210,27 @@ def can_share(subject: Subject) -> bool | None:
     The trial scores made-up tokens both ways. It has to be one with weights, since models
     without attention ignore masks in silence.
     """
-    rows = subject.n_token_rows or 2
-    tokens = [7 * i % rows for i in range(SHORTEST_HEADER + 10)]
-    stem, ends = tokens[:-6], ((1, 3, 2), (0,), (3, 1, 0, 2))
-    options = tuple((*stem, *(end % rows for end in ends_of)) for ends_of in ends)
+    n_tokens = subject.n_token_rows or 1
+    stem = tuple(7 * i % n_tokens for i in range(SHORTEST_HEADER + 4))
+    tails = ((1, 3, 2), (0,), (3, 1, 0, 2))
+    options = tuple((*stem, *(token % n_tokens for token in tail)) for tail in tails)
     choice = Choice(options, (len(stem),) * 3, len(stem))
     plain = token_logprobs(subject, options, choice.starts, limits=Limits())
     wanted = np.array([tokens.sum() for tokens in plain])
     if not np.isfinite(wanted).all():
         return None
-    table = {0: np.zeros(3), 1: np.zeros(3)}
-    plan = ChoicePlan.of([choice, choice])
-    rows_of = [row for example in plan.rows for row in example]
+    plan = ChoicePlan.of([choice, choice])  # two, so that there is a header
+    found = {0: np.zeros(3), 1: np.zeros(3)}
     try:
-        _score_rows(subject, plan.header, rows_of, Limits(), table)
+        _score_rows(
+            subject, plan.header, [row for rows in plan.rows for row in rows], Limits(), found
+        )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception:  # whatever a model raises for arguments that it does not know
         return False
     slack = torch.finfo(subject.model.dtype).eps ** 0.5 * np.maximum(1.0, np.abs(wanted))
-    return bool((np.abs(table[0] - wanted) <= slack).all())
+    return bool((np.abs(found[0] - wanted) <= slack).all())
 
 
 def attention_window(subject: Subject) -> int | None:

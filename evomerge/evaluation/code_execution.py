@@ -99,7 +99,7 @@ class CodeExecution:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
         Raises:
-            ExecutorError: Programs cannot be isolated here.
+            UnavailableError: Programs cannot be isolated here.
             EvaluationError: The model cannot answer.
         """
         data = read_rows(self.examples, self.rows)

@@ -86,7 +86,7 @@ class Endpoint:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
         Raises:
-            ExecutorError: The server is down, busy, answers garbage or for another candidate.
+            UnavailableError: The server is down, busy, answers garbage or for another candidate.
             EvaluationError: The server refuses an example, or log-likelihoods are not finite.
         """
         return self._scorer.evaluate(text_subject(subject, self.candidate), positions)

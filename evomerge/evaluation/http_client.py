@@ -1,7 +1,7 @@
 """JSON over HTTP with bounded concurrency, retries and a cost counter.
 
 What a failure means decides its class. A server that is down, busy, refuses us or answers garbage
-says nothing about the candidate: `ExecutorError` ends the run, which can be resumed. A request
+says nothing about the candidate: `UnavailableError` ends the run, which can be resumed. A request
 that the server understood and refused is the candidate's own failure: `EvaluationError`.
 """
 
@@ -20,7 +20,7 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evomerge.errors import EvaluationError, ExecutorError, first_line
+from evomerge.errors import EvaluationError, UnavailableError, first_line
 from evomerge.evaluation.server import Server
 from evomerge.seeding import generator
 
@@ -166,7 +166,7 @@ class Client:
             read: Takes the decoded JSON; raises GarbageError when it is malformed.
 
         Raises:
-            ExecutorError: The server is down, busy, refuses us or answers garbage.
+            UnavailableError: The server is down, busy, refuses us or answers garbage.
             EvaluationError: The server refuses this very request.
             ConfigError: URL or key cannot be found.
         """
@@ -186,7 +186,7 @@ class Client:
         what = f"{self._where(path)}: {self._clean(first_line(failure))}, in {attempt} attempts"
         if failure.is_crash and self.try_once("GET", "/v1/models", None):
             raise EvaluationError(f"{what}, while the server is alive")
-        raise ExecutorError(
+        raise UnavailableError(
             f"{what}. Nothing that was told is lost: mend the server and resume the run"
         )
 
@@ -194,7 +194,7 @@ class Client:
         """Return whether a request succeeds at the first attempt."""
         try:
             self._once(method, path, body)
-        except (_RetryError, EvaluationError, ExecutorError):
+        except (_RetryError, EvaluationError, UnavailableError):
             return False
         return True
 
@@ -226,7 +226,7 @@ class Client:
             raise _RetryError(said, seconds, is_crash=response.status_code == 500)
         if response.status_code in _REFUSED:
             raise EvaluationError(f"{self._where(path)}: {said}")
-        raise ExecutorError(
+        raise UnavailableError(
             f"{self._where(path)}: {said}. Check url, model and api_key_env of the server, then "
             "resume the run"
         )
@@ -235,7 +235,7 @@ class Client:
         """Wait before the next attempt; end at once when another request has failed for good."""
         longest = self.server.longest_wait_seconds
         if failure.seconds is not None and failure.seconds > longest:
-            raise ExecutorError(
+            raise UnavailableError(
                 f"{self._where('')}: {first_line(failure)}; it asks to wait "
                 f"{failure.seconds:.0f} s, more than longest_wait_seconds {longest:g}. Resume the "
                 "run later, or raise that setting"
@@ -244,7 +244,7 @@ class Client:
         jitter = generator(self._seed, "retry", request, attempt).uniform(0.5, 1.0)
         # Never sooner than the server asks for.
         if self._stopped.wait(backoff * jitter + (failure.seconds or 0.0)):
-            raise ExecutorError(f"{self._where('')}: given up after another request failed")
+            raise UnavailableError(f"{self._where('')}: given up after another request failed")
 
     def _where(self, path: str) -> str:
         return f"server {self.server.root()}{path}"

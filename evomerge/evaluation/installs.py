@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core.recipe import Recipe
-from evomerge.errors import EvaluationError, ExecutorError
+from evomerge.errors import EvaluationError, UnavailableError
 from evomerge.evaluation.http_client import Client, GarbageError
 from evomerge.evaluation.served_subject import Installed
 
@@ -38,7 +38,7 @@ class RecipeInstall:
         installed = self._client.ask("POST", INSTALL_PATH, {"recipe": recipe.to_json()}, _installed)
         held = self._client.ask("GET", VERSION_PATH, None, _version)
         if held != installed.version or not installed.version.endswith(wanted):
-            raise ExecutorError(
+            raise UnavailableError(
                 f"the server holds version {held!r} after {installed.version!r} was installed for "
                 f"recipe {wanted}; does another run install on it? Give each worker its own server"
             )
@@ -48,7 +48,7 @@ class RecipeInstall:
         if not isinstance(body, dict) or "protocol" not in body:
             raise GarbageError(f"{str(body)[:80]!r} is no answer of {VERSION_PATH}")
         if body["protocol"] != PROTOCOL:
-            raise ExecutorError(
+            raise UnavailableError(
                 f"the server speaks protocol {body['protocol']!r} of docs/endpoint.md, this "
                 f"version of evomerge {PROTOCOL}"
             )
@@ -56,8 +56,8 @@ class RecipeInstall:
         if not isinstance(theirs, dict):
             raise GarbageError("no sources")
         for name, digest in self._sources.items():
-            if theirs.get(name, digest) != digest or name not in theirs:
-                raise ExecutorError(
+            if theirs.get(name, "missing") not in (digest, None):  # None: it does not say
+                raise UnavailableError(
                     f"the server's model {name!r} is {theirs.get(name, 'missing')}, this run's is "
                     f"{digest}; start the server with the same models"
                 )

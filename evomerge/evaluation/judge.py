@@ -128,7 +128,7 @@ class Judge:
         """Return (n,) float32 in [0, 1], in the order of `positions`.
 
         Raises:
-            ExecutorError: A server cannot be used.
+            UnavailableError: A server cannot be used.
             EvaluationError: The judge does not give a score, or the model cannot answer.
         """
         data = read_rows(self.examples, self.rows)

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evomerge.errors import ExecutorError
+from evomerge.errors import UnavailableError
 
 Isolation = Literal["namespaces", "none"]
 Verdict = Literal["passed", "failed", "timeout"]
@@ -28,6 +29,7 @@ Verdict = Literal["passed", "failed", "timeout"]
 MB = 2**20
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _SHOWN_BYTES = 2000
+_START_SECONDS = 60.0
 _REMEDY = (
     "Permit user namespaces (sysctl user.max_user_namespaces; in a container, a seccomp profile "
     "with unshare and mount), or, where only trusted programs are run, set `isolation: none`"
@@ -122,7 +124,7 @@ def run_python(program: str, limits: Limits, *, isolation: Isolation = "namespac
             and only limits, time, environment and working folder are kept.
 
     Raises:
-        ExecutorError: The machine does not permit namespaces.
+        UnavailableError: The machine does not permit namespaces.
     """
     if isolation == "namespaces":
         _require_tools()
@@ -154,6 +156,7 @@ def run_python(program: str, limits: Limits, *, isolation: Isolation = "namespac
             )
             is_late = False
             try:
+                _await_start(process, started, len(word))
                 code = process.wait(limits.seconds)
             except subprocess.TimeoutExpired:
                 is_late, code = True, -signal.SIGKILL
@@ -164,7 +167,7 @@ def run_python(program: str, limits: Limits, *, isolation: Isolation = "namespac
             end = file.read().decode("utf-8", "replace")
         begin = started.read_bytes()[:_SHOWN_BYTES].decode("utf-8", "replace")
     if begin != word:
-        raise ExecutorError(
+        raise UnavailableError(
             f"programs cannot be isolated: {' '.join(begin.split()) or 'no start in time'}. "
             f"{_REMEDY}"
         )
@@ -175,11 +178,18 @@ def run_python(program: str, limits: Limits, *, isolation: Isolation = "namespac
     return Ran("passed" if has_ended else "failed", said)
 
 
+def _await_start(process: subprocess.Popen[bytes], started: Path, size: int) -> None:
+    """Wait until the program begins: its time does not count the building of its sandbox."""
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and started.stat().st_size < size and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def _require_tools() -> None:
     missing = [tool for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
     if sys.platform != "linux" or missing:
         what = f"{missing[0]} is not installed" if missing else "this is not Linux"
-        raise ExecutorError(f"programs cannot be isolated: {what}. {_REMEDY}")
+        raise UnavailableError(f"programs cannot be isolated: {what}. {_REMEDY}")
 
 
 def _command(work: Path, limits: Limits, isolation: Isolation) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.recipe import Recipe
-from evomerge.errors import EvaluationError, ExecutorError
+from evomerge.errors import EvaluationError, UnavailableError
 from evomerge.evaluation.http_client import Client, GarbageError
 from evomerge.evaluation.language import cut_at
 from evomerge.evaluation.openai_api import MOST_ALTERNATIVES, Asker, option_tokens
@@ -42,7 +42,7 @@ class Install(Protocol):
         """Install a candidate in place of the one before it.
 
         Raises:
-            ExecutorError: The server cannot be used.
+            UnavailableError: The server cannot be used.
             EvaluationError: This candidate cannot be installed.
         """
         ...
@@ -159,7 +159,7 @@ class ServedSubject:
         try:
             tokens = option_tokens(answer, text, len(prompt.rstrip()))
         except GarbageError as error:
-            raise ExecutorError(
+            raise UnavailableError(
                 f"{self.name}: option {option[:30]!r}: {error}. Set `choose: first_token` where "
                 "the server has no `echo`"
             ) from None
@@ -170,7 +170,7 @@ class ServedSubject:
         prompt, options = row
         answer = self._asker().ask(prompt, max_tokens=1, logprobs=MOST_ALTERNATIVES[self.how.api])
         if not answer.tokens:
-            raise ExecutorError(
+            raise UnavailableError(
                 f"{self.name}: the server gives no logprobs, which multiple choice needs"
             )
         first = answer.tokens[0]

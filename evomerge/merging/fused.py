@@ -45,9 +45,7 @@ def as_array(tensor: Tensor) -> Array | None:
     return array
 
 
-def kernel_arrays(
-    sources: Sequence[Tensor], least: int = MIN_ELEMENTS
-) -> tuple[Array, ...] | None:
+def kernel_arrays(sources: Sequence[Tensor], least: int = MIN_ELEMENTS) -> tuple[Array, ...] | None:
     """Return the arrays that a compiled kernel reads or writes, or None when torch has to do it.
 
     Args:
@@ -66,9 +64,7 @@ def kernel_arrays(
     return tuple(arrays)
 
 
-def in_threads(
-    kernel: Callable[[int, int], bool], n_elements: int, *, run: int = RUN
-) -> bool:
+def in_threads(kernel: Callable[[int, int], bool], n_elements: int, *, run: int = RUN) -> bool:
     """Call `kernel(start, stop)` on whole runs, on as many threads as torch uses; all must hold."""
     n_threads = 1
     if n_elements >= 2 * _PER_THREAD:

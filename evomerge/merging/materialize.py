@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -134,6 +134,21 @@ class _Job:
     least_compiled: int
     finite: FiniteResults = field(default_factory=FiniteResults)
 
+    @cached_property
+    def adds(self) -> WeightedSum:
+        """What computes weighted sums."""
+        return self.add or partial(weighted_sum, least=self.least_compiled)
+
+    @cached_property
+    def is_cpu(self) -> bool:
+        """Whether tensors are merged where sources are read."""
+        return self.device.type == "cpu"
+
+    @cached_property
+    def expert_digests(self) -> tuple[str, ...]:
+        """(E,) content digests of the experts."""
+        return tuple(self.sources[source].digest for source in self.roles.experts)
+
     def target(self, tensor: SpaceTensor, dtype: torch.dtype) -> Tensor | None:
         """Return where a tensor may be written, if there is such a place and it fits."""
         place = self.into.get(tensor.spec.name)
@@ -161,7 +176,7 @@ class _Job:
         def read(source: str) -> Tensor:
             opened = self.sources[source]
             tensor = opened.read(name) if stop is None else opened.read_range(name, start, stop)
-            return tensor.to(self.device)
+            return tensor if self.is_cpu else tensor.to(self.device)
 
         def exact(source: str) -> Tensor | None:
             delta = self.sources[source].exact_delta(name)
@@ -175,7 +190,7 @@ class _Job:
             base=None if base is None else read(base),
             experts=tuple(read(source) for source in experts),
             out_dtype=out_dtype,
-            source_keys=tuple(self.sources[source].digest for source in experts),
+            source_keys=self.expert_digests,
             gram=self._gram(name),
             global_threshold=self._threshold(),
             exact_deltas=() if base is None else tuple(exact(source) for source in experts),
@@ -187,7 +202,7 @@ class _Job:
             variance_table=self._variances(name, stop),
             into=into,
             finite=self.finite,
-            add=self.add or partial(weighted_sum, least=self.least_compiled),
+            add=self.adds,
             least_compiled=self.least_compiled,
         )
 

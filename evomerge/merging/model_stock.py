@@ -111,11 +111,14 @@ class ModelStock(OperatorDefaults):
         )
         mean = np.minimum(np.maximum(cosines, -1.0), 1.0).mean(0)
         divisor = 1.0 + (n - 1) * mean
-        shares = np.divide(n * mean, divisor, out=np.zeros_like(mean), where=divisor != 0.0)
+        shares: FloatArray = np.divide(
+            n * mean, divisor, out=np.zeros_like(mean), where=divisor != 0.0
+        )
         if self.compat == "mergekit":
             return shares
         # mean >= -1 / (n - 1): where it is negative, t would be negative too.
-        return np.where(mean > 0.0, np.minimum(shares, 1.0), 0.0)
+        shares = np.where(mean > 0.0, np.minimum(shares, 1.0), 0.0)
+        return shares
 
 
 def row_grams(deltas: Sequence[Tensor], length: int) -> Tensor:

@@ -10,12 +10,14 @@ import math
 import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from evomerge.core.genes import gene_fields, setting_names
 from evomerge.errors import ConfigError, nearest
 
 
+@cache
 def _setting_hints(operator: type) -> dict[str, Any]:
     hints = typing.get_type_hints(operator)
     return {name: hints[name] for name in setting_names(operator)}

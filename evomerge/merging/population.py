@@ -151,17 +151,18 @@ def _together(sums: Sequence[_Sum]) -> bool:
     """Compute sums over the same elements; return whether all results are known to be finite."""
     arrays = kernel_arrays([tensor for _, tensor in sums[0].terms])
     outs = [as_array(part.out) for part in sums]
-    if arrays is None or any(out is None for out in outs):
+    target = outs[0]
+    if arrays is None or target is None or any(out is None for out in outs):
         return all([weighted_sum(part.terms, part.out) for part in sums])
     from evomerge.merging.kernels import compiled
 
     coefficients = np.array([[weight for weight, _ in part.terms] for part in sums], np.float32)
-    size = arrays[0].itemsize
+    size = target.itemsize
     addresses = np.array([part.out.data_ptr() for part in sums], dtype=np.int64)
-    like = np.zeros(1, dtype=arrays[0].dtype)
+    like = np.zeros(1, dtype=target.dtype)
 
     def part(start: int, stop: int) -> bool:
-        slices = tuple(source[start:stop] for source in arrays[1])
+        slices = tuple(source[start:stop] for source in arrays)
         finite: bool = compiled.population_sum(addresses + start * size, like, slices, coefficients)
         return finite
 

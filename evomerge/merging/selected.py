@@ -37,8 +37,8 @@ def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
     if arrays is None:
         sums = [0.0] * len(order)
         for _, parts in _selected_parts(tensors, order, threshold):
-            for k, part in zip(order, parts, strict=True):
-                sums[k] += square_sum(part)
+            for k, values in zip(order, parts, strict=True):
+                sums[k] += square_sum(values)
         return tuple(sums)
     from evomerge.merging.kernels import selected
 

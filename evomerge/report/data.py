@@ -27,14 +27,13 @@ def report_data(results: RunResults) -> dict[str, Any]:
         RunError: Nothing was evaluated yet, or a file of the run cannot be read.
         JournalError: The scores are damaged.
     """
-    results.folder.header()  # says what to do where there is no journal yet
+    if not results.header:
+        results.folder.header()  # raises, and says what to do
     timing = read_timing(results.folder.events)
     scored = Scored.of(results)
     shown = candidates(scored, timing)
     tree = lineage(scored)
-    summarised = shown["id"] + [
-        node["id"] for node in tree["nodes"] if node["id"] not in shown["id"]
-    ]
+    summarised = list(dict.fromkeys(shown["id"] + [node["id"] for node in tree["nodes"]]))
     picked = summary(scored, timing)
     mapped = list(dict.fromkeys([row["candidate"] for row in picked["picks"]] + scored.front_ids))
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -35,6 +36,7 @@ class Follower:
         self._lock = threading.Lock()
         self._version = ""
         self._data: dict[str, Any] = {}
+        self._not_before = 0.0  # of the monotonic clock
 
     def newest(self) -> tuple[str, dict[str, Any]]:
         """Return a version that changes with the run, and its report data.
@@ -44,6 +46,9 @@ class Follower:
             JournalError: The journal is damaged.
         """
         with self._lock:
+            started = time.monotonic()
+            if started < self._not_before:
+                return self._version, self._data
             self._journal.poll()
             state = "driven" if is_driven(self._folder.path) else "still"
             validated = validation_stamp(self._folder)
@@ -51,6 +56,8 @@ class Follower:
             if version != self._version:
                 results = RunResults(self._folder, events=self._journal.events)
                 self._data, self._version = report_data(results), version
+                # The search may need the processor: at most a tenth of its time goes to reports.
+                self._not_before = started + 10 * (time.monotonic() - started)
             return self._version, self._data
 
 

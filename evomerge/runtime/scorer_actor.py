@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.core.candidate import Candidate, Evaluation
-from evomerge.errors import EvomergeError, ExecutorError, first_line
+from evomerge.errors import EvomergeError, ExecutorError, UnavailableError, first_line
 from evomerge.runtime.assignments import Assignment
 from evomerge.search.ports import Outcome
 
@@ -34,11 +34,13 @@ class Reply:
         value: What the call returned; None when it failed.
         error: One line that says why it failed.
         detail: Traceback of the failure.
+        unavailable: Why no candidate can be scored any more, which ends the run; "" otherwise.
     """
 
     value: Any = None
     error: str | None = None
     detail: str = ""
+    unavailable: str = ""
 
 
 class ScorerActor:
@@ -71,6 +73,8 @@ class ScorerActor:
             # Built anew: unpickled arrays have lost their read-only flag.
             candidate = replace(candidate, recipe=replace(candidate.recipe))
             outcome = self._scorer.evaluate(candidate)
+        except UnavailableError as error:
+            return Reply(unavailable=str(error))
         except ExecutorError as error:
             # Only a new process gets a sick device back; its driver tries the candidate again.
             print(error, file=sys.stderr, flush=True)
@@ -93,7 +97,13 @@ def _failure(error: Exception) -> Reply:
 
 
 def outcome_of(reply: Reply, assignment: Assignment, worker: str) -> Outcome:
-    """Return the outcome a successful reply stands for, about the driver's own candidate."""
+    """Return the outcome a successful reply stands for, about the driver's own candidate.
+
+    Raises:
+        UnavailableError: It says that no candidate can be scored any more.
+    """
+    if reply.unavailable:
+        raise UnavailableError(reply.unavailable)
     scores, error, weights_digest, seconds, detail = reply.value
     # Copies: large answers lie in Ray's object store for as long as an array shows them.
     scores = {task: np.array(values) for task, values in scores.items()}

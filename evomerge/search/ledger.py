@@ -13,7 +13,7 @@ from evomerge.errors import RunError
 from evomerge.search.ports import RunLog
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Where the scores of a recipe are: row and digest in the run's log, and its weights."""
 

@@ -105,7 +105,7 @@ class SearchLoop:
         self._ready: dict[int, Evaluation] = {}  # finished, not yet told
         self._parked: set[int] = set()  # of those, kept on disk
         self._costs: dict[int, int] = {}  # examples asked for, of those waiting
-        self._digests: dict[int, str] = {}
+        self._digests: list[str] = []  # of recipes, by candidate id
         self._ledger = Ledger(log, plan.tasks)
         self._streak = 0  # failures in a row, in this process
         self._last: Evaluation | None = None
@@ -302,7 +302,7 @@ class SearchLoop:
         )
         self.n_asked += 1
         self.waiting[candidate.id] = candidate
-        self._digests[candidate.id] = digest
+        self._digests.append(digest)
         # What was asked for, whether it must be scored or is known: an algorithm that proposes
         # one recipe again and again has to end.
         asked = self.plan.n_examples if proposal.examples is None else len(proposal.examples)

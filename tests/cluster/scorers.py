@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, UnavailableError
 from evomerge.search.ports import Outcome
 
 
@@ -37,6 +37,8 @@ class Fake:
             raise Unpicklable("out of luck")
         if value == HANGS:
             time.sleep(3600)
+        if value == NO_SERVER:
+            raise UnavailableError("server http://x cannot be reached; resume the run")
         if value == ERRS:
             return Outcome(Evaluation(candidate, error="bad recipe"), 0.1, self.name, 1, "because")
         time.sleep(value if value > 0 else self.seconds)
@@ -45,7 +47,7 @@ class Fake:
         return Outcome(Evaluation(candidate, {"t": scores}, None, "d"), 0.5, self.name)
 
 
-DIES, RAISES, HANGS, ERRS = -1.0, -2.0, -3.0, -4.0
+DIES, RAISES, HANGS, ERRS, NO_SERVER = -1.0, -2.0, -3.0, -4.0, -5.0
 
 
 class Unpicklable(Exception):

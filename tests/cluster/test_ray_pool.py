@@ -23,7 +23,7 @@ from evomerge.errors import ExecutorError
 from evomerge.runtime.ray_pool import Cluster, RayPool
 from evomerge.search.ports import Outcome
 from tests.cluster import scorers
-from tests.cluster.scorers import DIES, ERRS, HANGS, RAISES, candidate
+from tests.cluster.scorers import DIES, ERRS, HANGS, NO_SERVER, RAISES, candidate
 
 pytestmark = pytest.mark.cluster
 
@@ -192,6 +192,13 @@ def test_a_candidate_that_kills_its_workers_is_given_up_and_the_pool_goes_on(
     pool.submit(candidate(11))
     assert len(collect(pool, 2)) == 2
     assert sum(number == 0 for number, _, _ in begun(tmp_path)) == 3
+
+
+def test_a_server_that_is_gone_ends_the_wait_and_fails_no_candidate(make_pool: MakePool) -> None:
+    pool = make_pool()
+    pool.submit(candidate(0, NO_SERVER))
+    with pytest.raises(ExecutorError, match="server http://x cannot be reached; resume the run"):
+        collect(pool, 1)
 
 
 def test_a_factory_that_refuses_everywhere_ends_the_wait(make_pool: MakePool) -> None:

@@ -11,7 +11,9 @@ import yaml
 
 from evomerge.config.schema import load_config
 from evomerge.config.serve import build_server
+from evomerge.core.recipe import Recipe
 from tests.e2e import real_project as rp
+from tests.evaluation.faulty_server import Faulty, running
 
 TOKEN = "a-token-for-tests"
 PROMPTS = ("the cat", "a dog and the", "this is", "what the", "hello the other", "one the two")
@@ -124,19 +126,13 @@ def results(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "merge"),
-    [
-        ({"name": "evo_merging", "population_size": 4}, {"name": "evo_merging"}),
-        ({"name": "cma_es"}, {"name": "ties", "groups": "layer"}),
-    ],
-    ids=["evo_merging", "cma_es"],
-)
-def test_a_served_search_equals_the_same_search_in_process(
-    algorithm, merge, project, tmp_path, monkeypatch
-):
+def test_a_served_search_equals_the_same_search_in_process(project, tmp_path, monkeypatch):
     own = tasks(tmp_path)
-    changes = {"algorithm": algorithm, "merge": merge, "budget": {"evaluations": 14}}
+    changes = {
+        "algorithm": {"name": "evo_merging", "population_size": 4},
+        "merge": {"name": "evo_merging"},
+        "budget": {"evaluations": 14},
+    }
     body = rp.config(project, own, **changes)
     in_process = write(tmp_path / "in-process", body)
     rp.cli("search", in_process, "--run", tmp_path / "a", "--json")
@@ -162,7 +158,13 @@ def test_a_server_that_dies_stops_the_run_and_a_resume_elsewhere_finishes_it(
 ):
     """Its last candidate is scored again, not recorded as failed."""
     own = tasks(tmp_path)[1:]
-    body = rp.config(project, own, budget={"evaluations": 6})
+    body = rp.config(
+        project,
+        own,
+        budget={"evaluations": 6},
+        algorithm={"name": "cma_es"},
+        merge={"name": "ties", "groups": "layer"},
+    )
     rp.cli("search", write(tmp_path / "in-process", body), "--run", tmp_path / "a")
     monkeypatch.setenv("EVOMERGE_SERVER_TOKEN", TOKEN)
     served_tasks = [served(task, attempts=2) for task in own]
@@ -180,3 +182,58 @@ def test_a_server_that_dies_stops_the_run_and_a_resume_elsewhere_finishes_it(
         body = {**body, "tasks": [served(task, attempts=3) for task in own]}
         rp.cli("search", write(tmp_path / "other", body), "--run", run)
     assert results(run) == results(tmp_path / "a")
+
+
+def stand_in():
+    """Return a server that keeps the contract and answers a letter that the recipe decides."""
+    held = {}
+
+    def answer(path, body):
+        if path == "/evomerge/v1/install":
+            held["version"] = f"evomerge-{Recipe.from_json(body['recipe']).digest()}"
+            return {"version": held["version"]}
+        if path == "/evomerge/v1/version":
+            sources = dict.fromkeys(("base", "x", "y"))
+            return {"protocol": 1, "version": held.get("version"), "sources": sources}
+        letter = "W" if int(held["version"][-1], 16) % 2 else "S"
+        return {"model": held["version"], "choices": [{"text": letter}]}
+
+    return Faulty(answer)
+
+
+FAULTS = {
+    "slow": "no answer in 0.3 s, in 2 attempts",
+    "drop": "cannot be reached",
+    "garbage": "answered garbage",
+    429: "HTTP 429: come back later, in 2 attempts",
+    503: "HTTP 503",
+    401: "HTTP 401: come back later. Check url, model and api_key_env",
+}
+
+
+def test_whatever_a_server_does_is_said_and_the_run_goes_on_afterwards(
+    project, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EVOMERGE_SERVER_TOKEN", TOKEN)
+    settings = {"attempts": 2, "timeout_seconds": 0.3, "concurrency": 2}
+    own = [served(task, **settings) for task in tasks(tmp_path)[1:]]
+    body = rp.config(project, own, budget={"evaluations": 4 * len(FAULTS) + 4})
+    config = write(tmp_path / "config", body)
+    run = tmp_path / "run"
+    with running(stand_in()) as server:
+        monkeypatch.setenv("TEST_CANDIDATES", server.url)
+        server.says = "come back later"
+        for number, (fault, message) in enumerate(FAULTS.items()):
+            # Two candidates are scored before the server begins to misbehave.
+            server.moves = [None] * 19 + [fault] * 100
+            said = rp.cli("search", config, "--run", run, expect=3)
+            assert message in said.err, fault
+            assert "Traceback" not in said.err
+            told = [event for event in rp.journal(run) if event["kind"] == "told"]
+            assert len(told) >= number + 1
+        server.moves = []
+        rp.cli("search", config, "--run", run)
+    found = results(run)
+    assert len(found) == 4 * len(FAULTS) + 4
+    assert [row["id"] for row in found] == list(range(len(found)))
+    assert not any(row["error"] for row in found)

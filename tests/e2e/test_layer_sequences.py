@@ -10,6 +10,7 @@ from evomerge.config.workers import build_worker
 from evomerge.core.layer_sequence import plan_of
 from evomerge.core.recipe import Recipe
 from tests.e2e import real_project as rp
+from tests.e2e.test_adapters_and_heads import save_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -129,10 +130,17 @@ def test_merged_models_are_sources_of_a_search_over_layers(models, tmp_path):
 
 
 def test_adapters_are_sources_of_a_search_over_layers(models, tmp_path):
-    made = rp.cli("export", *(), expect=2)
-    assert made.code == 2
-    body = rp.config(models, [rp.text_task(tmp_path)], merge={"name": "layer_sequence"})
-    run, facts = rp.search(tmp_path / "work", body)  # with a base that only gives the tokenizer
+    base = models / "base"
+    for seed, name in enumerate(("p", "q")):
+        save_adapter(tmp_path / name, base, seed=seed)
+    body = rp.config(
+        models,
+        [rp.text_task(tmp_path)],
+        models=[{"name": n, "model": str(base), "lora": str(tmp_path / n)} for n in ("p", "q")],
+        merge={"name": "layer_sequence", "repeats": 2, "scaling": "layer"},
+    )
+    run, facts = rp.search(tmp_path / "work", body)
+    assert sorted(facts["layers"]) == ["p", "q"]
     found = rp.export(tmp_path / "work", run, facts, rp.searched_candidate(run, "layer_sequence"))
     out = tmp_path / "adapter"
     number = rp.searched_candidate(run, "layer_sequence")

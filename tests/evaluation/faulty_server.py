@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Faulty:
     """What the server does: each request takes the next of `moves`, then `answer` for good.
 
-    A move is a status, "garbage", "slow", "drip", "drop", or (status, headers).
+    `answer` returns what is sent as JSON, or (status, that). A move is a status, "garbage", "slow", "drip", "drop", or (status, headers).
     """
 
     def __init__(self, answer: Callable[[str, dict | None], object], moves=()):
@@ -78,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(status, int):
             self.send(status, json.dumps({"error": {"message": faulty.says}}).encode(), headers)
         else:
-            self.send(200, json.dumps(faulty.answer(self.path, body)).encode(), {})
+            answer = faulty.answer(self.path, body)
+            status, said = answer if isinstance(answer, tuple) else (200, answer)
+            self.send(status, json.dumps(said).encode(), {})
 
     def send(self, status, content, headers):
         self.send_response(status)

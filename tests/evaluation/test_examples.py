@@ -6,7 +6,7 @@ import pytest
 from evomerge.errors import ConfigError, DataError, EvaluationError
 from evomerge.evaluation.classification import Classification
 from evomerge.evaluation.exact_match import ExactMatch
-from evomerge.evaluation.examples import checked_scores, read_arrays, read_rows, read_text
+from evomerge.evaluation.examples import checked_scores, chosen, read_arrays, read_rows, read_text
 from evomerge.evaluation.multiple_choice import MultipleChoice
 from evomerge.evaluation.perplexity import Perplexity
 

@@ -95,7 +95,7 @@ def test_a_senseless_retry_after_is_passed_over(faulty, value):
 
 def test_a_server_that_asks_for_too_long_a_wait_ends_the_run(faulty):
     faulty.moves = [(429, {"Retry-After": "3600"})]
-    with pytest.raises(ExecutorError, match="3600 s, more than longest_wait_seconds 60.*[Rr]esume"):
+    with pytest.raises(ExecutorError, match=r"3600 s, more than longest_wait_seconds 60.*[Rr]esume"):
         ask(client_of(faulty))
     assert len(faulty.requests) == 1
 
@@ -138,7 +138,7 @@ def test_a_request_that_is_refused_is_the_candidates_failure(faulty, status):
 
 def test_a_crash_that_lasts_is_the_candidates_failure_if_the_server_lives(faulty):
     faulty.moves = [500] * 4
-    with pytest.raises(EvaluationError, match="HTTP 500.*while the server is alive"):
+    with pytest.raises(EvaluationError, match=r"HTTP 500.*while the server is alive"):
         ask(client_of(faulty))
     assert faulty.requests[-1] == ("/v1/models", None)
     faulty.moves = [500] * 5

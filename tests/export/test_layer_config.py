@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.core.layer_plan import LayerPlan, LayerSlot
 from evomerge.errors import ConfigError, SourceError
-from evomerge.export.layer_config import config_depth, stacked_config
+from evomerge.export.layer_config import config_depth, stacked_config, stacked_settings
 
 
 def plan_of(*layers, source="a"):
@@ -105,3 +105,12 @@ def test_kinds_that_follow_from_the_index_are_kept_or_refused():
 def test_a_config_without_a_number_of_layers_is_refused():
     with pytest.raises(ConfigError, match=r"states no number of layers"):
         stacked({"hidden_size": 3}, 0)
+
+
+def test_settings_of_layers_have_the_same_keys_for_every_plan():
+    config = {"n_layer": 3, "hidden_size": 4, "layer_types": ["a", "b", "a"], "moe_layers": None}
+    found = [stacked_settings(config, plan_of(*own), {"a": config}) for own in ((0, 1, 2), (2, 2))]
+    assert found == [
+        {"layer_types": ["a", "b", "a"], "num_hidden_layers": 3},
+        {"layer_types": ["a", "a"], "num_hidden_layers": 2},
+    ]

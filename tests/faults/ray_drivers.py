@@ -73,12 +73,15 @@ def stopped_worker(folder: Path) -> None:
         number += 1
         work(pool, 1)
     say("replaced")
+    say("left behind", _is_alive(stopped))
     pool.close()
-    say("left behind", psutil.pid_exists(stopped) and _is_alive(stopped))
 
 
 def _is_alive(pid: int) -> bool:
-    return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def dead_gcs(folder: Path) -> None:

@@ -184,7 +184,13 @@ def test_the_number_of_threads_changes_no_bit(n_threads):
         selected = merge_selected(tensors, 1e-3, (0.4, 0.6), 1.0)
         squares = torch.tensor(square_sums(tensors, 1e-3), dtype=torch.float64)
         grams = gram_rows([base, *experts], [False, True, True], 4096)
-        return out, selected, squares, grams, merge_kept(tensors, keeps, (1.0, 1.0), vote="unweighted", divisor="none")
+        return (
+            out,
+            selected,
+            squares,
+            grams,
+            merge_kept(tensors, keeps, (1.0, 1.0), vote="unweighted", divisor="none"),
+        )
 
     before = torch.get_num_threads()
     try:
@@ -210,7 +216,7 @@ def test_small_tensors_have_the_same_bits_where_kernels_take_them(n):
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("n_sources", [1, 2, 5])
+@pytest.mark.parametrize("n_sources", [1, 5])
 @pytest.mark.parametrize(
     ("dtype", "row"), [(F32, 4096), (BF16, 4096), (BF16, 64), (torch.float16, 512)]
 )

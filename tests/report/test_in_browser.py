@@ -15,6 +15,8 @@ pytestmark = pytest.mark.slow
 TABS = ["overview", "front", "history", "niches", "lineage", "coefficients", "failures",
         "environment"]  # fmt: skip
 
+TOO_WIDE = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -49,8 +51,7 @@ def test_every_part_is_drawn_without_complaints_and_fits(report, browser, width,
         for name in TABS:
             seen.tab(name)
             assert seen.page.locator(f"#{name}").is_visible()
-            wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-            assert not seen.page.evaluate(wide), f"{name} is wider than the screen"
+            assert not seen.page.evaluate(TOO_WIDE), f"{name} is wider than the screen"
             for plot in seen.page.locator(f"#{name} .plot:not([hidden])").all():
                 plot.locator(".main-svg").first.wait_for()
         assert seen.complaints == []
@@ -169,9 +170,10 @@ def test_ten_thousand_candidates_stay_responsive(big_report, browser):
 
 def test_a_run_of_a_stranger_injects_nothing(tmp_path, browser):
     plan = Plan(names=(HOSTILE, "x" + HOSTILE), word=HOSTILE, experts=("a" + HOSTILE, "b"))
-    with opened(browser, page_of(tmp_path, plan)) as seen:
+    with opened(browser, page_of(tmp_path, plan), width=390) as seen:
         for name in TABS:
             seen.tab(name)
+            assert not seen.page.evaluate(TOO_WIDE), name
             for select in seen.page.locator(f"#{name} select").all():
                 options = select.locator("option").count()
                 select.select_option(index=options - 1)

@@ -6,7 +6,7 @@ import torch
 
 from evomerge.core.candidate import Candidate
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ExecutorError
+from evomerge.errors import ExecutorError, UnavailableError
 from evomerge.runtime.in_process import InProcessExecutor
 from evomerge.runtime.worker import MergeInputs, Worker
 
@@ -66,3 +66,8 @@ def test_a_sick_device_ends_the_process_instead_of_failing_candidate_after_candi
         ExecutorError, match=r"cpu failed at candidate 3: device-side assert.*resume"
     ):
         Trouble(torch.AcceleratorError("device-side assert")).evaluate(CANDIDATE)
+
+
+def test_a_server_that_is_gone_ends_the_run_instead_of_failing_candidate_after_candidate():
+    with pytest.raises(UnavailableError, match="gone"):
+        Trouble(UnavailableError("gone")).evaluate(CANDIDATE)

@@ -3,4 +3,4 @@
 Every built-in race is listed here by hand; importing this package registers them.
 """
 
-from evomerge.algorithms.races import halving, lossless, paired  # noqa: F401  (registers them)
+from evomerge.algorithms.races import growing, halving, lossless, paired  # noqa: F401  (registers them)

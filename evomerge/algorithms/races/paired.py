@@ -107,9 +107,14 @@ class PairedRacing(Racing):
         if runner is None or evaluation.error is not None or evaluation.examples is None:
             self.inner.tell(evaluation)
         elif self._is_lost(evaluation):
-            self.inner.tell(estimate(evaluation, self._best[0], self._sizes))
+            self._let_go(runner, evaluation)
         else:
             self._next.append(runner)
+
+    def _let_go(self, runner: Runner, evaluation: Evaluation) -> None:
+        """Tell what a partly scored candidate may be worth, and ask for no more of it."""
+        del runner
+        self.inner.tell(estimate(evaluation, self._best[0], self._sizes))
 
     def _test_weights(self) -> list[FloatArray]:
         """Return (N,) weights of every comparison: one of the mean, or one per objective."""

@@ -32,7 +32,8 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def _sources_digest() -> str:
     """Return a digest of the files whose code or constants kernels are made of."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(philox.__file__), Path(sums.__file__)]
+    others = [Path(str(module.__file__)) for module in (philox, sums)]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *others]
     contents = (file.read_bytes() for file in files if file.is_file())
     return hashlib.sha256(b"".join(contents)).hexdigest()
 

@@ -9,6 +9,7 @@ import evomerge.algorithms.races  # noqa: F401
 from evomerge.algorithms.algorithm import search_algorithms
 from evomerge.algorithms.m2n2 import M2N2
 from evomerge.algorithms.nevergrad_adapter import CmaEs
+from evomerge.algorithms.races.growing import Growing
 from evomerge.algorithms.races.halving import Halving
 from evomerge.algorithms.races.lossless import Lossless
 from evomerge.algorithms.races.paired import Paired
@@ -29,6 +30,7 @@ RACED = [
         Paired(first=4),
         Paired(first=6, test="wilcoxon", compare="front"),
         Halving(cohort=4, first=0.25),
+        Growing(first=4, per_level=5),
     )
 ] + [("m2n2", Lossless(first=4))]
 
@@ -88,7 +90,7 @@ def test_lossless_archive_is_the_same_after_every_candidate():
 
         def look(loop):
             inner = getattr(loop.algorithm, "inner", loop.algorithm)
-            state = inner._search._scores[: len(inner._search)].tobytes()
+            state = inner.archive_scores().tobytes()
             if not seen or seen[-1] != state:
                 seen.append(state)
 
@@ -115,7 +117,9 @@ def only(name):
     return Objectives(tuple(i for i in problem.objectives.items if i.name == name))
 
 
-@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=6, first=0.25)], ids=str)
+@pytest.mark.parametrize(
+    "race", [Paired(first=4), Halving(cohort=6, first=0.25), Growing(first=4)], ids=str
+)
 def test_more_candidates_for_the_same_examples(race):
     plain, _ = search(CmaEs(), 60, objectives=only("second"))
     raced, scorer = search(race.around(CmaEs()), 60, objectives=only("second"))
@@ -126,7 +130,9 @@ def test_more_candidates_for_the_same_examples(race):
     assert best[1] >= plain.population.best(0)[1] - 0.02
 
 
-@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=4, first=0.25)], ids=str)
+@pytest.mark.parametrize(
+    "race", [Paired(first=4), Halving(cohort=4, first=0.25), Growing(first=4)], ids=str
+)
 def test_a_raced_run_resumes_from_its_journal(race):
     whole, _ = search(race.around(CmaEs()), 40)
     for cut in (9, 30, len(whole.log.events) - 5):
