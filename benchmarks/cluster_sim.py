@@ -12,11 +12,11 @@ The clock is virtual, and the manager's CPU seconds pass on it too.
 Utilisation is worker seconds at work over worker seconds there, until the last candidate has been
 handed out; `useful` leaves out work that was lost. Beside it: `ordered`, results told in the order
 they were asked, with a look-ahead of 3, 6 and 12 candidates per worker, and `barrier`, which asks
-for a generation of one candidate per worker and waits for all of it (`barrier-calm`: on machines
-that never fail). `manager_ms_per_candidate` is
-CPU time of the whole process less that of making up times and scores; `growth` is the last tenth
-of a run over its second tenth, `growth_with_workers` the largest number of workers over the
-smallest. Every row is measured in a process of its own.
+for a generation of one candidate per worker and waits for all of it. The rows `…-calm` are of
+machines that never fail: in order, one evaluation that hangs holds up all that wait behind it.
+`manager_ms_per_candidate` is CPU time of the whole process less that of making up times and scores;
+`growth` is the last tenth of a run over its second tenth, `growth_with_workers` the largest number
+of workers over the smallest. Every row is measured in a process of its own.
 
 `--ray N` then runs the real RayPool with N actors that sleep (a driver, its cluster and the actors
 all on this machine). The last line of stdout is one JSON object; its plain keys are those of the
@@ -169,7 +169,7 @@ def in_new_process(case: Case) -> dict[str, Any]:
 
 def show(row: dict[str, Any]) -> None:
     print(
-        f"{row['workers']:5d} {row['mode']:12s} {row['utilisation']:7.1%} {row['useful']:7.1%} "
+        f"{row['workers']:5d} {row['mode']:14s} {row['utilisation']:7.1%} {row['useful']:7.1%} "
         f"{row['with_tail']:7.1%} {row['manager_ms_per_candidate']:7.3f} {row['growth']:6.2f} "
         f"{row['rss_mb']:7.1f} {row['rss_growth_mb']:7.1f} {row['lost']:6d} {row['failed']:4d} "
         f"{row['candidates']:7d}",
@@ -190,6 +190,7 @@ def summary(rows: list[dict[str, Any]], workers: list[int]) -> dict[str, Any]:
             str(factor): by[most, f"ordered-{factor}"]["utilisation"] for factor in LOOK_AHEADS
         },
         "barrier_utilisation": by[most, "barrier"]["utilisation"],
+        "calm_ordered_utilisation": by[most, "ordered-3-calm"]["utilisation"],
         "calm_barrier_utilisation": by[most, "barrier-calm"]["utilisation"],
         cost: free[cost],
         "ordered_manager_ms_per_candidate": by[most, "ordered-3"][cost],
@@ -215,16 +216,12 @@ def main() -> None:
         args.workers, args.per_worker, args.least = [min(args.workers[0], 16)], 20, 200
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     print(
-        "workers mode       at work  useful  + tail  ms/cand growth   rss MB  growth   lost "
+        "workers mode         at work  useful  + tail  ms/cand growth   rss MB  growth   lost "
         "failed candidates"
     )
     rows = []
-    modes = [
-        "completed",
-        *(f"ordered-{factor}" for factor in LOOK_AHEADS),
-        "barrier",
-        "barrier-calm",
-    ]
+    ordered = [f"ordered-{factor}" for factor in LOOK_AHEADS]
+    modes = ["completed", *ordered, "barrier", "ordered-3-calm", "barrier-calm"]
     for workers in args.workers:
         candidates = max(args.per_worker * workers, args.least)
         for mode in modes:

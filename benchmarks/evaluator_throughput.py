@@ -7,7 +7,8 @@ warm: timed is what every further candidate of a search costs. The harness is gi
 ready-made, so that only its model backend is timed, at the faster of two batch sizes.
 
 - multiple choice: questions with four options, behind five examples that all questions share
-  (`multiple_choice`), and behind five that differ (`multiple_choice_apart`);
+  (`multiple_choice`), and behind five that differ (`multiple_choice_apart`). The options are
+  numbers that often differ in the last byte only, which the harness's own cache makes use of;
 - generation: greedy answers of up to 24 tokens, prompts that share nothing (`generation`) or the
   five examples (`generation_shared`).
 

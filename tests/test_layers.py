@@ -88,11 +88,15 @@ FORBIDDEN = {
 }
 
 
+# Inside the sandbox, which is there to run what a model wrote.
+MAY = {"exec": {"evaluation/sandbox.py"}}
+
+
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_nothing_runs_what_it_reads(what):
     pattern = re.compile(FORBIDDEN[what], re.MULTILINE)
     found = {name_of(path) for path in FILES if pattern.search(path.read_text())}
-    assert not found
+    assert found == MAY.get(what, set())
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -10,14 +10,14 @@ import numpy as np
 from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.algorithms.generations import require_within
 from evomerge.algorithms.pending import Pending
-from evomerge.core.arrays import FloatArray
-from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.algorithms.task_model import MIN_POINTS, TaskModel
+from evomerge.core.arrays import BoolArray, FloatArray
+from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
-from evomerge.core.gaussian_process import Columns, GaussianProcess
+from evomerge.core.gaussian_process import Columns
 from evomerge.core.objective import Objective, Objectives, mixture
 
-MIN_POINTS = 3  # before there is anything to model
 MAX_POINTS = 400  # in a model: the best half of them, and the latest
 MAX_TARGETS = 512  # per task; with more examples, means of some
 ELITES = 6  # told points that proposals start from
@@ -26,30 +26,6 @@ POOL = 16  # candidates that survive a screening
 SAME = 1e-4  # points nearer than this in every coordinate are one
 PENALTY = 10.0  # of a missed constraint, per unit of score
 FIRST_STEPS, STEPS = 40, 10  # of a model's settings: at first, and at each fit after
-
-
-@dataclass(frozen=True, eq=False)
-class TaskModel:
-    """What one task scores at points never scored.
-
-    Attributes:
-        process: Of the task's targets.
-        soft: Half-width that keeps the logit of a score finite; None: scores are modelled as
-            they are.
-    """
-
-    process: GaussianProcess
-    soft: float | None
-
-    def mean_score(self, points: FloatArray, optimism: float) -> FloatArray:
-        """Return (m,) mean scores at (m, D) points, so many standard deviations above the mean."""
-        mean, deviation = self.process.predict(points)
-        latent = mean + optimism * deviation[:, None]
-        if self.soft is None:
-            plain: FloatArray = latent.mean(axis=1)
-            return plain
-        found: FloatArray = (0.5 + 0.5 * np.tanh(0.5 * latent)).mean(axis=1)
-        return found
 
 
 @search_algorithm("auto")
@@ -108,6 +84,7 @@ class Auto:
         self._points: list[FloatArray] = []
         self._ids: list[int] = []
         self._scores: list[Mapping[str, FloatArray]] = []  # of examples
+        self._observed: list[Mapping[str, BoolArray]] = []  # which of them were scored
         self._means: list[Mapping[str, FloatArray]] = []  # (1,) of tasks
         self._values: list[float] = []  # measured mean of the objectives
         self._graded: set[str] = set()  # tasks with scores other than 0 and 1
@@ -134,10 +111,20 @@ class Auto:
         if evaluation.examples is None:  # what a race estimates is never 0 or 1
             self._graded |= {t for t, own in evaluation.scores.items() if not _is_binary(own)}
         self._scores.append({task: _binned(own) for task, own in evaluation.scores.items()})
+        self._observed.append(self._binned_observed(evaluation))
         self._means.append(
             {task: np.mean(own, keepdims=True) for task, own in evaluation.scores.items()}
         )
         self._values.append(float(self._mixture @ self._objectives.values(evaluation)))
+
+    def _binned_observed(self, evaluation: Evaluation) -> Mapping[str, BoolArray]:
+        """Return which of the `_scores` of an evaluation are more scored than estimated."""
+        sizes = {task: len(own) for task, own in evaluation.scores.items()}
+        row = np.ones(sum(sizes.values()), np.float32)
+        if evaluation.examples is not None:
+            row[:] = 0.0
+            row[evaluation.examples] = 1.0
+        return {task: _binned(own) >= 0.5 for task, own in split_scores(row, sizes).items()}
 
     def ask(self) -> Proposal:
         """Return the next proposal. Never waits."""
@@ -176,20 +163,26 @@ class Auto:
             self._fit_at = len(self._points) + max(3, len(self._points) // 10)
         points = np.stack([self._points[row] for row in rows])
         models = {}
+        waiting = np.stack(list(self._waiting.values())) if self._waiting else None
         for task in self._scores[0]:
             is_graded = task in self._graded
             kept = self._scores if is_graded else self._means
-            targets, soft = _targets(np.stack([kept[row][task] for row in rows]), is_graded)
+            scores = np.stack([kept[row][task] for row in rows])
+            observed = np.ones(scores.shape, dtype=bool)
+            if is_graded:
+                observed = np.stack([self._observed[row][task] for row in rows])
             before = self._settings.get(task)
-            steps = 0 if not is_due else FIRST_STEPS if before is None else STEPS
-            process = GaussianProcess(self._columns, points, targets, before, steps)
-            self._settings[task] = process.settings
-            if self._waiting:
-                asked = np.stack(list(self._waiting.values()))
-                believed = np.vstack([targets, process.predict(asked)[0]])
-                everywhere = np.vstack([points, asked])
-                process = GaussianProcess(self._columns, everywhere, believed, process.settings)
-            models[task] = TaskModel(process, soft)
+            model = TaskModel.fit(
+                self._columns,
+                points,
+                scores,
+                observed,
+                is_graded=is_graded,
+                settings=before,
+                steps=0 if not is_due else FIRST_STEPS if before is None else STEPS,
+            )
+            self._settings[task] = model.settings
+            models[task] = model if waiting is None else model.believing(waiting)
         return models
 
     def _rows(self) -> list[int]:
@@ -267,14 +260,6 @@ def _binned(scores: np.ndarray) -> FloatArray:
 
 def _is_binary(scores: np.ndarray) -> bool:
     return bool(np.isin(scores, (0.0, 1.0)).all())
-
-
-def _targets(scores: FloatArray, is_graded: bool) -> tuple[FloatArray, float | None]:
-    """Return what to model of (n, T) scores, (n, T), and `TaskModel.soft`."""
-    if scores.min() < 0.0 or scores.max() > 1.0:
-        return scores, None
-    soft = 0.05 if is_graded else 0.02
-    return np.log((scores + soft) / (1.0 - scores + soft)), soft
 
 
 def _weighted(item: Objective, means: Mapping[str, FloatArray]) -> FloatArray:

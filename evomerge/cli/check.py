@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,46 @@ from evomerge.cli.search import idle_workers
 from evomerge.config.build import build_objectives, needs_span
 from evomerge.config.manifest import search_manifest
 from evomerge.config.merge_choice import method_text
-from evomerge.config.schema import load_config
+from evomerge.config.model_size import model_bytes, specs_bytes
+from evomerge.config.offline import check_offline
+from evomerge.config.schema import RunConfig, load_config
 from evomerge.config.session import Prepared, preflight
+from evomerge.config.yaml_file import dump_yaml
 from evomerge.core.choice_space import ChoiceSpace, Space
-from evomerge.core.model_space import TensorSpec
 from evomerge.merging.manifest import summary_of
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
+def check_command(
+    config_path: Path,
+    *,
+    offline: bool,
+    show_config: bool,
+    overrides: list[str],
+    as_json: bool,
+) -> None:
+    """Print what a search of this config would do, or fail with what is wrong.
 
-def check_command(config_path: Path, *, overrides: list[str], as_json: bool) -> None:
-    """Print what a search of this config would do, or fail with what is wrong."""
-    config = load_config(config_path, overrides)
-    prepared = preflight(config, config_path.resolve().parent)
+    Args:
+        config_path: The config.
+        offline: Open neither models nor data: say only whether the file itself is right.
+        show_config: Print the config with every default instead.
+        overrides: `--set` texts.
+        as_json: JSON instead of lines; of the config instead of YAML.
+    """
+    config, base_dir = load_config(config_path, overrides), config_path.resolve().parent
+    if offline:
+        resolved = check_offline(config, base_dir)
+        if show_config:
+            _print_config(resolved, as_json=as_json)
+        elif as_json:
+            print(json.dumps({"config": config.name, "offline": True}))
+        else:
+            print(f"✓ {config_path}: the file is right; models and data were not looked at")
+        return
+    prepared = preflight(config, base_dir)
+    if show_config:
+        _print_config(prepared.config, as_json=as_json)
+        return
     facts = describe(prepared)
     if as_json:
         print(json.dumps(facts))
@@ -34,11 +60,16 @@ def check_command(config_path: Path, *, overrides: list[str], as_json: bool) -> 
         print(line)
 
 
+def _print_config(config: RunConfig, *, as_json: bool) -> None:
+    body = config.model_dump(mode="json")
+    print(json.dumps(body) if as_json else dump_yaml(body), end="\n" if as_json else "")
+
+
 def describe(prepared: Prepared) -> dict[str, Any]:
     """Return the facts of a checked config, JSON-ready."""
     space, search = prepared.models.space, prepared.space
     merged, layers = space.merged, prepared.models.layers
-    model_bytes = _n_bytes(t.spec for t in space.tensors)
+    n_bytes = model_bytes(prepared.models)
     largest = max(t.spec.n_elements for t in merged)
     config = prepared.config
     manifest = search_manifest(search, prepared.models)
@@ -69,10 +100,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "workers": config.runtime.workers if config.runtime.executor == "ray" else 1,
         "look_ahead": config.search.look_ahead,
         # resident model + one tensor name over all sources and a float32 accumulator; or layers
-        "memory_per_worker_bytes": model_bytes + 4 * largest * (len(space.sources) + 2)
+        "memory_per_worker_bytes": 0
+        if all(evaluator.auto_class is None for evaluator in prepared.tasks.search.values())
+        else model_bytes + 4 * largest * (len(space.sources) + 2)
         if layers is None
-        else _n_bytes(layers.tensors()),
-        "export_bytes": model_bytes,
+        else specs_bytes(layers.tensors()),
+        "export_bytes": n_bytes,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
 
@@ -106,10 +139,6 @@ def lines(facts: dict[str, Any]) -> list[str]:
         f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, {_count(n_workers, 'worker')}"
     )
     return found + [f"! {warning}" for warning in warnings(facts)]
-
-
-def _n_bytes(specs: Iterable[TensorSpec]) -> int:
-    return sum(spec.n_elements * BYTES.get(spec.dtype, 4) for spec in specs)
 
 
 def _paths(search: Space, tensors: dict[str, Any]) -> str:

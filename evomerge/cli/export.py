@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evomerge.cli.locate import locate
-from evomerge.config.export_run import Exported, Exporter, choose, export_folders
+from evomerge.cli.validate import say_finalist
+from evomerge.config.export_run import Exported, Exporter, export_folders
 from evomerge.config.merge_file import merge_file
 from evomerge.errors import ConfigError
 from evomerge.export import AdapterFacts, AsAdapter, ExportResult
@@ -27,7 +29,7 @@ def export_command(
     """Export the picked candidates of a run."""
     form = _form(adapter, rank)
     exporter = Exporter(locate(run))
-    ids = choose(exporter.results, pick)
+    ids = exporter.choose(pick, partial(say_finalist, as_json))
     rows = []
     for candidate_id, folder in zip(ids, export_folders(out, ids, pick), strict=True):
         done = exporter.export(candidate_id, folder, verify=verify, adapter=form)

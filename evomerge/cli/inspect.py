@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.locate import locate
 from evomerge.cli.output import say
 from evomerge.config.front_views import confident_front, thin_front
 from evomerge.config.results import RunResults
+from evomerge.core.picking import pick as picked
 from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,18 +29,30 @@ def status_command(run: Path, *, as_json: bool) -> None:
         print(f"{key:<14}{_plain(value)}")
 
 
-def front_command(run: Path, *, confident: float | None, thin: bool, as_json: bool) -> None:
+def front_command(
+    run: Path,
+    *,
+    confident: float | None,
+    thin: bool,
+    pick: str | None,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
     """Print the Pareto front, best first objective first.
 
     Args:
         run: The run.
         confident: Instead of the front, all that nothing beats with this confidence.
         thin: One candidate per box of one standard error.
+        pick: Only these of them, see `core.picking`.
+        as_csv: Rows as CSV.
         as_json: Rows as JSON.
 
     Raises:
-        ConfigError: Both views are asked for, or `confident` is out of range.
+        ConfigError: Both views or both forms are asked for, or an option's value is wrong.
     """
+    if as_csv and as_json:
+        raise ConfigError("--csv and --json are two forms of the same rows; give one of them")
     if confident is not None and thin:
         raise ConfigError("--confident and --thin are two views of the front; give one of them")
     results = RunResults(locate(run))
@@ -47,8 +62,16 @@ def front_command(run: Path, *, confident: float | None, thin: bool, as_json: bo
     elif thin:
         front = thin_front(results)
     members = results.front_members(front)
+    if pick is not None:
+        wanted = picked(front, results.objectives.names, pick)
+        members = [member for member in members if member["candidate"] in wanted]
+        if not members:
+            raise ConfigError(f"--pick {pick!r}: not one of the candidates that are listed here")
     if as_json:
         print(json.dumps(members))
+        return
+    if as_csv:
+        _print_csv(members, results)
         return
     if members and not results.front_is_feasible:
         say("no candidate keeps all constraints; these come nearest:")
@@ -59,6 +82,27 @@ def front_command(run: Path, *, confident: float | None, thin: bool, as_json: bo
     for member in members:
         values = "  ".join(f"{member['objectives'][name]:12.4f}" for name in names)
         print(f"{member['candidate']:>9}  {values}  {member['recipe']}  {member['origin']}")
+
+
+def _print_csv(members: list[dict[str, Any]], results: RunResults) -> None:
+    """Print a line of names and one per candidate: values as they are, ids of parents by spaces."""
+    names = results.objectives.names
+    constraints = [str(item) for item in results.objectives.constraints]
+    feasible = ["feasible"] if constraints else []
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["candidate", *names, *feasible, *constraints, "recipe", "origin", "parents"])
+    for row in members:
+        writer.writerow(
+            [
+                row["candidate"],
+                *(row["objectives"][name] for name in names),
+                *(row[key] for key in feasible),
+                *(row["constraints"][name] for name in constraints),
+                row["recipe"],
+                row["origin"],
+                " ".join(map(str, row["parents"])),
+            ]
+        )
 
 
 def _plain(value: Any) -> str:

@@ -13,7 +13,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from evomerge.cli.options import (
+    AdapterOption,
+    AddressOption,
+    ConfigArgument,
+    ExecutorOption,
+    JsonOption,
+    RankOption,
+    RunArgument,
+    SetOption,
+    WorkersOption,
+)
 from evomerge.cli.output import say, silence
+from evomerge.cli.planning_verbs import init, plan, schema
+from evomerge.cli.run_verbs import compare, gc, replay, validate
 from evomerge.errors import ConfigError, EvomergeError
 
 CTRL_C = 130  # what typer turns a KeyboardInterrupt into
@@ -29,32 +42,9 @@ app = typer.Typer(
         "75 interrupted and resumable, 130 interrupted with no run to resume, 1 bug."
     ),
     rich_markup_mode=None,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or its name.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.KEY=VALUE", help="Override a config key.")
-]
-ExecutorOption = Annotated[
-    str | None, typer.Option("--executor", metavar="in-process|ray", help="Where to score.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", metavar="auto|HOST:PORT", help="Ray cluster; default: a local one."),
-]
-AdapterOption = Annotated[
-    bool, typer.Option("--adapter", help="Write a PEFT LoRA adapter of the base, not a model.")
-]
-RankOption = Annotated[
-    int | None,
-    typer.Option("--rank", metavar="R", help="Cut the adapter to this rank; default: exact."),
-]
-WorkersOption = Annotated[int | None, typer.Option("--workers", help="Number of workers.")]
 
 
 @app.command()
@@ -159,12 +149,24 @@ def front(
     thin: Annotated[
         bool, typer.Option("--thin", help="One candidate per standard error of the scores.")
     ] = False,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            "--pick",
+            metavar="P",
+            help="Of them only: knee | best:X | weights:a=1,b=2 | 'max(math) s.t. general>=0.7'",
+        ),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """List the Pareto front of a run; of candidates that keep the constraints, if there are."""
+    """List the Pareto front of a run; of candidates that keep the constraints, if there are.
+
+    Example: evomerge front populations/digits --pick "max(low) s.t. high>=0.7" --csv
+    """
     from evomerge.cli.inspect import front_command
 
-    front_command(run, confident=confident, thin=thin, as_json=json_)
+    front_command(run, confident=confident, thin=thin, pick=pick, as_csv=csv, as_json=json_)
 
 
 @app.command()
@@ -203,7 +205,7 @@ def export(
         typer.Option(
             "--pick",
             metavar="P",
-            help="knee | best:OBJECTIVE | weights:a=1,b=2 | candidate:ID | all",
+            help="knee | best:X | weights:a=1,b=2 | 'max(a) s.t. b>=0.7' | candidate:ID | all",
         ),
     ] = "knee",
     verify: Annotated[
@@ -260,11 +262,30 @@ def merge(
 
 
 @app.command()
-def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Validate a config, its models and its data; evaluates nothing, needs no GPU."""
+def check(
+    config: ConfigArgument,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Look at the file alone: no models, no data.")
+    ] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the config with every default, as YAML.")
+    ] = False,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Validate a config, its models and its data; evaluates nothing, needs no GPU.
+
+    Example: evomerge check configs/digits.yaml --offline
+    """
     from evomerge.cli.check import check_command
 
-    check_command(config, overrides=set_ or [], as_json=json_)
+    check_command(
+        config,
+        offline=offline,
+        show_config=show_config,
+        overrides=set_ or [],
+        as_json=json_,
+    )
 
 
 @app.command()
@@ -318,6 +339,10 @@ def quickstart(
     from evomerge.cli.quickstart import quickstart_command
 
     raise typer.Exit(quickstart_command(evaluations=evaluations, as_json=json_))
+
+
+for _verb in (init, plan, schema, compare, replay, gc, validate):
+    app.command()(_verb)
 
 
 def run() -> None:

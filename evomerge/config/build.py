@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +24,8 @@ from evomerge.config.construct import construct
 from evomerge.config.merge_choice import ANY_OF
 from evomerge.config.merge_space import build_space
 from evomerge.config.models import OpenModels, resolve_models
-from evomerge.config.overlap import refuse_overlap
 from evomerge.config.schema import RunConfig
+from evomerge.config.tasks import Tasks
 from evomerge.core.candidate import Proposal
 from evomerge.core.choice_space import Space
 from evomerge.core.layer_sequence import LAYER_SEQUENCE
@@ -34,7 +33,8 @@ from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, nearest
-from evomerge.evaluation.evaluator import Evaluator, evaluators
+from evomerge.evaluation.evaluator import evaluators
+from evomerge.evaluation.part import whole_of
 from evomerge.export import DONOR_FILES
 from evomerge.merging.auto_scale import auto_alpha
 from evomerge.merging.derived import QUANTILES, Derived, derive_for
@@ -46,21 +46,6 @@ from evomerge.storage.derived_cache import DerivedCache
 REPLAY_PACKAGES = ("numpy", "torch", "transformers", "nevergrad", "optuna")
 
 
-@dataclass(frozen=True, eq=False)
-class Tasks:
-    """The evaluators of a config, for the search and for held-out examples.
-
-    Attributes:
-        search: Task -> evaluator the search optimises.
-        held_out: Task -> evaluator over held-out examples; only tasks that have some.
-        sizes: Task -> N of `search`.
-    """
-
-    search: Mapping[str, Evaluator]
-    held_out: Mapping[str, Evaluator]
-    sizes: Mapping[str, int]
-
-
 def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
     """Return the config with every path absolute and every default spelled out.
 
@@ -69,6 +54,17 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
     Raises:
         ConfigError: A section does not fit the class it names.
         SourceError: A model cannot be found.
+    """
+    resolved = resolve_models(resolve_sections(config, base_dir), base_dir)
+    check_bound_sources(resolved)
+    return resolved
+
+
+def resolve_sections(config: RunConfig, base_dir: Path) -> RunConfig:
+    """Return the same as `resolve_config` but for the models, which are not looked up.
+
+    Raises:
+        ConfigError: A section does not fit the class it names.
     """
     _, algorithm = construct(search_algorithms, config.algorithm, "algorithm", base_dir)
     if "budget_hint" in algorithm and algorithm["budget_hint"] is None:
@@ -101,9 +97,7 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
     cache = config.runtime.cache
     if cache is not None:
         cache = str((base_dir / Path(cache).expanduser()).resolve())
-    resolved = resolve_models(config, base_dir)
-    check_bound_sources(resolved)
-    return resolved.model_copy(
+    return config.model_copy(
         update={
             "algorithm": algorithm,
             "racing": racing,
@@ -112,35 +106,6 @@ def resolve_config(config: RunConfig, base_dir: Path) -> RunConfig:
             "runtime": config.runtime.model_copy(update={"workers": workers, "cache": cache}),
         }
     )
-
-
-def build_tasks(config: RunConfig) -> Tasks:
-    """Build the evaluators and read their data.
-
-    Raises:
-        ConfigError: A key is wrong, or held-out examples are also searched on.
-        DataError: Examples are missing or malformed.
-    """
-    search: dict[str, Evaluator] = {}
-    held_out: dict[str, Evaluator] = {}
-    for index, task in enumerate(config.tasks):
-        where = f"tasks.{index}.evaluator"
-        search[task.name] = construct(evaluators, task.evaluator, where, Path())[0]
-    sizes = {name: evaluator.n_examples() for name, evaluator in search.items()}
-    for index, task in enumerate(config.tasks):
-        if task.held_out is None:
-            continue
-        where = f"tasks.{index}.held_out"
-        if not task.held_out:
-            raise ConfigError(
-                f"{where}: is empty, so the search's own examples would be held out; give the "
-                "keys of the evaluator that differ, such as `examples` or `rows`, or remove it"
-            )
-        body = {**task.evaluator, **task.held_out}
-        held_out[task.name] = construct(evaluators, body, where, Path())[0]
-        held_out[task.name].n_examples()
-        refuse_overlap(where, held_out[task.name], search)
-    return Tasks(search, held_out, sizes)
 
 
 def build_objectives(config: RunConfig) -> Objectives:
@@ -340,7 +305,7 @@ def file_digest(path: Path) -> str:
 def data_digests(tasks: Tasks) -> dict[str, str]:
     """Return path -> digest of every file the search's evaluators read, code included."""
     files: set[Path] = set()
-    for evaluator in tasks.search.values():
+    for evaluator in map(whole_of, tasks.search.values()):
         values = [getattr(evaluator, item.name) for item in dataclasses.fields(evaluator)]  # type: ignore[arg-type]
         code = getattr(evaluator, "code_files", tuple)
         files |= {value for value in (*values, *code()) if isinstance(value, Path)}

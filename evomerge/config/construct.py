@@ -88,7 +88,7 @@ def check_keywords(
     hints = typing.get_type_hints(cls, include_extras=True)
     checked: dict[str, Any] = {}
     for key, value in values.items():
-        section = _section_class(hints[key])
+        section = section_class(hints[key])
         if section is not None and isinstance(value, Mapping):
             inner = check_keywords(section, value, f"{where}.{key}", key, base_dir)
             try:
@@ -121,7 +121,7 @@ def _is_path(hint: Any) -> bool:
     return hint is Path
 
 
-def _section_class(hint: Any) -> type | None:
+def section_class(hint: Any) -> type | None:
     """Return the dataclass that a mapping under a key of this type describes."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     classes = (part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part))

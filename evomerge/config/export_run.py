@@ -6,26 +6,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from evomerge.config.build import build_tasks
 from evomerge.config.cache import usable_cache
-from evomerge.config.held_out import held_out_worker
+from evomerge.config.finalists import (
+    FOUNDER,
+    TEST,
+    VALIDATION,
+    FinalistProgress,
+    SecondLook,
+    best_parents,
+    choosable,
+    finalists,
+)
+from evomerge.config.front_views import example_scores
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.parents import parents_of, transformed_of
 from evomerge.config.results import RunResults
 from evomerge.config.stacks import stacked_of
+from evomerge.config.tasks import build_tasks
 from evomerge.config.workers import load_derived, read_sources, worker_of
-from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import split_scores
+from evomerge.core.intervals import resample
 from evomerge.core.picking import pick
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, RunError
+from evomerge.evaluation.evaluator import Evaluator
 from evomerge.export import (
     AsAdapter,
     CardFacts,
     ExportResult,
+    Gain,
     LineageStep,
     ScoreRow,
     Stacked,
@@ -33,7 +46,8 @@ from evomerge.export import (
     export_candidate,
 )
 from evomerge.runtime.placement import pick_device, threads_per_worker
-from evomerge.runtime.worker import MergeInputs, Worker
+from evomerge.runtime.worker import MergeInputs
+from evomerge.seeding import generator
 from evomerge.storage.run_store import RunFolder
 from evomerge.storage.score_log import ScoreLog
 
@@ -90,7 +104,30 @@ class Exporter:
         self.models = open_models(self.config, known=read_sources(folder))
         self.derived, _ = load_derived(folder, self.models, usable_cache(self.config.runtime.cache))
         self.tasks = build_tasks(self.config)
-        self._held_out_worker: Worker | None = None
+        self.validation = self._look(VALIDATION, self.tasks.validation)
+        self.test = self._look(TEST, self.tasks.held_out)
+
+    def _look(self, part: str, evaluators: Mapping[str, Evaluator]) -> SecondLook | None:
+        if not evaluators:
+            return None
+        return SecondLook(self.results, self.models, self.derived, evaluators, part=part)
+
+    def choose(self, spec: str, on_scored: FinalistProgress | None = None) -> list[int]:
+        """Return the candidate ids that a `--pick` text means.
+
+        Where tasks have validation examples, those choose: finalists are scored on them, once.
+
+        Raises:
+            RunError: Nothing has been scored yet.
+            ConfigError: The text, an objective or a candidate is unknown.
+            EvaluationError: A finalist cannot be scored.
+        """
+        ids = choose(self.results, spec)
+        if self.validation is None or spec.strip().startswith("candidate"):
+            return ids
+        self.validation.score(finalists(self.results), on_scored)
+        front = self.validation.front(choosable(self.results))
+        return pick(front, self.results.objectives.names, spec)
 
     def export(
         self, candidate_id: int, out: Path, *, verify: bool, adapter: AsAdapter | None = None
@@ -104,16 +141,24 @@ class Exporter:
             adapter: Write a LoRA adapter of the base; what is checked is the merge it is made of.
 
         Raises:
-            ConfigError: `verify` with `adapter`, or the merge is no such adapter.
+            ConfigError: `verify` with `adapter` or with tasks that a server scores, or the merge
+                is no such adapter.
             RunError: The written tensors, or with `verify` their scores, differ from those
                 that were scored; the folder is then left for inspection.
         """
         if verify and adapter is not None:
             raise ConfigError("--verify scores full models; leave it out with --adapter")
+        served = [task for task, e in self.tasks.search.items() if e.auto_class is None]
+        if verify and served:
+            raise ConfigError(
+                f"--verify scores the written model here, and task {served[0]!r} is scored by a "
+                "server; leave it out"
+            )
         results = self.results
         candidate = results.candidate(candidate_id)
         digest = results.weights_digest(candidate_id)
-        held_out = self._score_held_out(candidate_id)
+        if self.test is not None:
+            self.test.score([candidate_id, *best_parents(results).values()])
         write: Callable[..., ExportResult] = export_candidate
         if adapter is not None:
             write = partial(export_adapter, rank=adapter.rank)
@@ -128,17 +173,18 @@ class Exporter:
             sources=models.sources,
             derived=self.derived,
             donor=models.donor,
-            card=self._card(candidate_id, held_out, stacked_of(models)),
+            card=self._card(candidate_id, stacked_of(models)),
             device=pick_device(self.config.runtime.device),
             **config,
         )
-        if result.weights_digest != digest:
+        if digest and result.weights_digest != digest:  # servers need not say
             raise RunError(
                 f"{out}: the tensors' digest {result.weights_digest} is not that of the scored "
                 f"candidate, {digest}. It was scored on another kind of device or with another "
                 "version of torch; do not trust its scores."
             )
         rescored = self.rescore(candidate_id, out) if verify else 0
+        held_out = {} if self.test is None else self.test.kept.scores(candidate_id)
         means = {task: float(values.mean()) for task, values in held_out.items()}
         return Exported(
             candidate_id,
@@ -188,39 +234,60 @@ class Exporter:
         layers = self.models.layers
         return (recipe, self.models) if layers is None else layers.stacked(recipe)
 
-    def _score_held_out(self, candidate_id: int) -> dict[str, ScoreArray]:
-        if not self.tasks.held_out:
-            return {}
-        if self._held_out_worker is None:
-            self._held_out_worker = held_out_worker(self.config, self.models, self.derived)
-        self._held_out_worker.install(self.results.candidate(candidate_id).recipe)
-        return self._held_out_worker.score()
-
-    def _card(
-        self, candidate_id: int, held_out: Mapping[str, ScoreArray], stacked: tuple[Stacked, ...]
-    ) -> CardFacts:
+    def _score_rows(self, candidate_id: int) -> tuple[ScoreRow, ...]:
+        """Return what is known of a candidate, one row per objective."""
         results = self.results
+        items = results.objectives.items
+        searched = example_scores(results, np.array([candidate_id], dtype=np.int64))
+        draws = resample(searched, items, generator(self.config.seed, "card", "bootstrap"))
+        parts = {"validation": _figures(self.validation), "held_out": _figures(self.test)}
         rows = []
-        for objective in results.objectives.items:
-            tasks = [task for task in objective.weights if task in held_out]
-            whole = len(tasks) == len(objective.weights)
-            rows.append(
-                ScoreRow(
-                    name=objective.name,
-                    search=results.objectives_of(candidate_id)[objective.name],
-                    n_search=sum(self.tasks.sizes[task] for task in objective.weights),
-                    held_out=objective.value(held_out) if whole else None,
-                    n_held_out=sum(len(held_out[task]) for task in tasks) if whole else 0,
-                )
+        for index, item in enumerate(items):
+            row = ScoreRow(
+                name=item.name,
+                search=results.objectives_of(candidate_id)[item.name],
+                n_search=sum(self.tasks.sizes[task] for task in item.weights),
+                search_interval=draws.interval(0, index),
             )
+            for part, figures in parts.items():
+                means = figures["candidates"].get(str(candidate_id), {})
+                if item.name not in means:
+                    continue
+                known = {
+                    part: means[item.name],
+                    f"n_{part}": figures["n"][item.name],
+                    f"{part}_interval": figures["intervals"][str(candidate_id)][item.name],
+                }
+                if part == "validation":
+                    known["shrunken"] = figures["shrunken"][str(candidate_id)][item.name]
+                gain = figures["gains"][str(candidate_id)].get(item.name)
+                if gain is not None:
+                    known["gain"] = self._gain(gain, part.replace("_", "-"))
+                row = replace(row, **known)
+            rows.append(row)
+        return tuple(rows)
+
+    def _gain(self, figures: Mapping[str, Any], on: str) -> Gain:
+        origin = str(self.results.asked[figures["over"]]["origin"])
+        return Gain(
+            over=origin.removeprefix(FOUNDER),
+            value=figures["gain"],
+            interval=figures["interval"],
+            p=figures["p"],
+            on=on,
+        )
+
+    def _card(self, candidate_id: int, stacked: tuple[Stacked, ...]) -> CardFacts:
+        results = self.results
         return CardFacts(
             title=f"{self.config.name}-{candidate_id}",
             parents=parents_of(self.models.record),
             transformed=(*transformed_of(self.models.virtual), *stacked),
-            scores=tuple(rows),
+            scores=self._score_rows(candidate_id),
             candidate_id=candidate_id,
             lineage=tuple(self._lineage(candidate_id)),
             n_candidates=len(results.scored),
+            n_tested=0 if self.test is None else self.test.n_looked_at,
             algorithm=str(self.config.algorithm["name"]),
             seed=self.config.seed,
             run=self.config.name,
@@ -241,6 +308,10 @@ class Exporter:
             queue += [parent for parent in candidate.parents if parent not in seen]
             seen.update(candidate.parents)
         return steps
+
+
+def _figures(look: SecondLook | None) -> Mapping[str, Any]:
+    return {"candidates": {}} if look is None else look.figures()
 
 
 def export_folders(out: Path, ids: Sequence[int], spec: str) -> list[Path]:

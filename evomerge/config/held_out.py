@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from evomerge.config.build import build_tasks
 from evomerge.config.cache import usable_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig
+from evomerge.config.tasks import build_tasks
 from evomerge.config.workers import load_derived, read_run_config, read_sources, worker_of
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError
+from evomerge.evaluation.evaluator import Evaluator
 from evomerge.merging.derived import Derived
 from evomerge.runtime.placement import threads_per_worker
 from evomerge.runtime.worker import MergeInputs, Worker
@@ -32,7 +33,7 @@ def score_held_out(
         device: auto, cpu or cuda:N; None: the config's.
 
     Returns:
-        One mapping per recipe: task -> (N_task,) float32, for tasks that have `held_out:`.
+        One mapping per recipe: task -> (N_task,) float32, for tasks with test examples.
 
     Raises:
         ConfigError: No task of the run has held-out examples.
@@ -40,9 +41,15 @@ def score_held_out(
         EvaluationError: A recipe cannot be scored.
     """
     config = read_run_config(folder)
+    held_out = build_tasks(config).held_out
+    if not held_out:
+        raise ConfigError(
+            "no task has held-out examples; give a task `held_out:` with the keys of its "
+            "evaluator that differ, such as `held_out: {examples: test.jsonl}`, or `splits:`"
+        )
     models = open_models(config, known=read_sources(folder))
     derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
-    worker = held_out_worker(config, models, derived, device=device)
+    worker = worker_on(config, models, derived, held_out, name="held-out", device=device)
     scored = []
     for recipe in recipes:
         worker.install(recipe)
@@ -50,21 +57,26 @@ def score_held_out(
     return scored
 
 
-def held_out_worker(
-    config: RunConfig, models: OpenModels, derived: Derived, *, device: str | None = None
+def worker_on(
+    config: RunConfig,
+    models: OpenModels,
+    derived: Derived,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    name: str,
+    device: str | None = None,
 ) -> Worker:
-    """Return a worker whose evaluators are the held-out ones.
+    """Return a worker of this process that scores on other examples than the search's.
 
-    Raises:
-        ConfigError: No task of the config has held-out examples.
+    Args:
+        config: Of the run.
+        models: Its models.
+        derived: Its Gram matrices.
+        evaluators: Task -> evaluator.
+        name: Of the worker.
+        device: auto, cpu or cuda:N; None: the config's.
     """
-    held_out = build_tasks(config).held_out
-    if not held_out:
-        raise ConfigError(
-            "no task has held-out examples; give a task `held_out:` with the keys of its "
-            "evaluator that differ, such as `held_out: {examples: test.jsonl}`"
-        )
     inputs = MergeInputs(models.space, models.sources, derived)
     threads = config.runtime.threads or threads_per_worker(1, models.space.n_elements)
     where = device or config.runtime.device
-    return worker_of(inputs, models, held_out, device=where, threads=threads, name="held-out")
+    return worker_of(inputs, models, evaluators, device=where, threads=threads, name=name)

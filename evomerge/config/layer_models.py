@@ -81,7 +81,7 @@ def open_layer_models(
     refs = [*([config.base_model] if config.base_model else []), *config.models]
     opened = open_recorded(refs, known=known, check=check)
     record = [record_of(source, ref) for source, ref in zip(opened, refs, strict=True)]
-    if known is not None and check:
+    if known is not None:
         compare_records(record, known)
     names = tuple(str(model.name) for model in config.models)
     lined_up = {source.id: source for source in line_up(opened)}

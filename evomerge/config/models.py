@@ -80,21 +80,33 @@ def resolve_model_configs(
 ) -> tuple[ModelConfig | None, list[ModelConfig]]:
     """Return base and models with absolute paths and unique names; see `resolve_models`."""
     base_dir = base_dir.absolute()  # exports record the paths, to be read from another folder
-    taken: set[str] = set()
 
-    def resolve(model: ModelConfig, fallback: str) -> ModelConfig:
+    def resolve(model: ModelConfig) -> ModelConfig:
         path = resolve_model(model.model, model.revision, base_dir)
         lora = None
         if model.lora is not None:
             lora = str(resolve_model(model.lora, None, base_dir))
+        return model.model_copy(update={"model": str(path), "lora": lora})
+
+    base, others = name_models(base_model, models)
+    return None if base is None else resolve(base), [resolve(model) for model in others]
+
+
+def name_models(
+    base_model: ModelConfig | None, models: list[ModelConfig]
+) -> tuple[ModelConfig | None, list[ModelConfig]]:
+    """Return base and models with unique names; nothing is looked up."""
+    taken: set[str] = set()
+
+    def named(model: ModelConfig, fallback: str) -> ModelConfig:
         name = model.name or fallback or _short_name(model.lora or model.model)
         while name in taken:
             name += "-2"
         taken.add(name)
-        return model.model_copy(update={"model": str(path), "lora": lora, "name": name})
+        return model.model_copy(update={"name": name})
 
-    base = None if base_model is None else resolve(base_model, "base")
-    return base, [resolve(model, "") for model in models]
+    base = None if base_model is None else named(base_model, "base")
+    return base, [named(model, "") for model in models]
 
 
 def _short_name(reference: str) -> str:

@@ -11,7 +11,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from evomerge.config.construct import describe
 from evomerge.config.yaml_file import parse_yaml, read_yaml
@@ -65,16 +72,42 @@ class TransformConfig(_Section):
         return dict(self.model_extra or {})
 
 
+class SplitsConfig(_Section):
+    """Shares of a task's examples, which fall to a split by what they hold; the sum is 1.
+
+    Attributes:
+        search: What the search scores.
+        validation: What the finalists are chosen by.
+        test: What an export measures; nothing is chosen by it.
+    """
+
+    search: float = Field(gt=0, lt=1)
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    test: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sum_is_one(self) -> SplitsConfig:
+        if abs(sum(self.shares().values()) - 1.0) > 1e-9:
+            raise ValueError(f"the shares add up to {sum(self.shares().values()):g}, expected 1")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """Return split -> share, in the order that examples are assigned in."""
+        return {"search": self.search, "validation": self.validation, "test": self.test}
+
+
 class TaskConfig(_Section):
-    """One skill: an evaluator over calibration examples, and the held-out ones for reports.
+    """One skill: an evaluator over its examples, and which of them are not searched on.
 
     Attributes:
         held_out: Keys of `evaluator` that differ for the held-out examples (`data`, `rows`, …).
+        splits: Shares of the evaluator's examples; None: all are searched on.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     evaluator: Annotated[Named, BeforeValidator(_named)]
     held_out: dict[str, Any] | None = None
+    splits: SplitsConfig | None = None
 
 
 class ObjectiveConfig(_Section):
@@ -180,6 +213,9 @@ class RunConfig(_Section):
         # Empty ones are left out: headers stay as they were before there was the key.
         idle = {key for key in ("transforms", "constraints", "racing") if not getattr(self, key)}
         body = self.model_dump(mode="json", exclude={"name", "budget", "runtime", *idle})
+        for task in body["tasks"]:
+            if task["splits"] is None:
+                del task["splits"]
         return body | {"tasks": without_servers(body["tasks"])}
 
 

@@ -12,12 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from evomerge.config.build import (
-    Tasks,
     build_algorithm,
     build_header,
     build_objectives,
     build_search_space,
-    build_tasks,
     compute_derived,
     compute_span,
     header_differences,
@@ -30,6 +28,7 @@ from evomerge.config.manifest import search_manifest
 from evomerge.config.models import OpenModels, open_models, source_files
 from evomerge.config.schema import RunConfig
 from evomerge.config.surrogate import save_surrogate
+from evomerge.config.tasks import Tasks, build_tasks
 from evomerge.config.transforms import FillProgress, fill_transforms
 from evomerge.config.warm_start import WarmStart, read_warm_start
 from evomerge.config.workers import (

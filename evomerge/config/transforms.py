@@ -177,6 +177,12 @@ def _body(item: TransformConfig) -> dict[str, Any]:
     return {"name": item.name, **item.parameters}
 
 
+def virtual_ids(item: TransformConfig) -> tuple[str, ...]:
+    """Return the ids of the sources that a resolved entry makes."""
+    transform, _ = construct(delta_transforms, _body(item), "transforms", Path())
+    return tuple(_ids(str(item.label), item.of or [], transform))
+
+
 def _ids(label: str, experts: Sequence[str], transform: DeltaTransform) -> list[str]:
     own = [f"{label}:{name}" for name in experts] if transform.outputs == "experts" else [label]
     return own + [f"{label}:{name}" for name in transform.extra_outputs]

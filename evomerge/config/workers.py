@@ -11,11 +11,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from evomerge.config.build import build_tasks
 from evomerge.config.cache import usable_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig, parse_config
 from evomerge.config.served import serve
+from evomerge.config.tasks import build_tasks
 from evomerge.config.yaml_file import read_yaml
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.errors import ConfigError, RunError

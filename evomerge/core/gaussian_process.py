@@ -113,6 +113,13 @@ class GaussianProcess:
         mean: FloatArray = self._mean + self._scale * (kernel @ self._alpha)
         return mean, self._scale * np.sqrt(np.maximum(variance, 1e-9))
 
+    def believing(self, points: FloatArray) -> GaussianProcess:
+        """Return the process as if (m, D) points had the targets that it expects of them."""
+        known = self._mean + self._scale * self._targets
+        targets = np.vstack([known, self.predict(points)[0]])
+        everywhere = np.vstack([self._points, points])
+        return GaussianProcess(self._columns, everywhere, targets, self.settings)
+
     def _features(self, points: FloatArray) -> FloatArray:
         """Return points in length scales, coarse and fine side by side."""
         lengths = np.empty(points.shape[1])

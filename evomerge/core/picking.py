@@ -1,4 +1,4 @@
-"""Pick candidates off a front by a short text: `knee`, `best:math` or `weights:math=1,ja=2`.
+"""Pick candidates off a front: `knee`, `best:math`, `weights:math=1,ja=2`, `max(math) s.t. ja>=0.7`.
 
 Shapes: F candidates on the front, M objectives, all maximised.
 """
@@ -13,10 +13,11 @@ import numpy as np
 
 from evomerge.core.arrays import FloatArray
 from evomerge.core.pareto import ParetoFront
+from evomerge.core.pick_condition import EXAMPLE, parse_wish
 from evomerge.errors import ConfigError, nearest
 
 RHO = 1e-3  # weight of the sum in the augmented Tchebycheff distance
-RULES = ("knee", "best:<objective>", "weights:a=1,b=2", "all", "candidate:<id>")
+RULES = ("knee", "best:<objective>", "weights:a=1,b=2", EXAMPLE, "all", "candidate:<id>")
 
 
 def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
@@ -28,6 +29,7 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     ``best:<objective>``  the highest value of one objective
     ``weights:a=1,b=2``   nearest to the ideal point by augmented Tchebycheff distance on
                           the normalised front; objectives not named weigh 0
+    ``max(a) s.t. b>=1``  the highest value of one objective of those that keep the limits
     ``all``               the whole front
     ``candidate:<id>``    that candidate, on the front or not: the caller knows which exist
     ====================  ==============================================================
@@ -41,10 +43,13 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
         spec: One of the table above.
 
     Raises:
-        ConfigError: The rule, an objective or a number is wrong, or the front is empty.
+        ConfigError: The rule, an objective or a number is wrong, the front is empty, or nothing on
+            it keeps the limits.
 
     Source: algorithms.md §9 (Pareto machinery).
     """
+    if re.match(r"\s*max\s*\(", spec):
+        return [_best_within(front, names, spec)]
     found = re.fullmatch(r"([^\s:]*)[\s:]*(.*)", spec.strip(), re.DOTALL)
     rule, rest = found.groups() if found else (spec, "")
     if rule == "candidate":
@@ -52,7 +57,7 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     if rule not in ("knee", "best", "weights", "all"):
         raise ConfigError(
             f"pick {spec!r}: {rule!r} is not a way to pick."
-            f"{nearest(rule, ('knee', 'best', 'weights', 'all', 'candidate'))} "
+            f"{nearest(rule, ('knee', 'best', 'weights', 'max', 'all', 'candidate'))} "
             f"Known: {', '.join(RULES)}."
         )
     if rule in ("knee", "all") and rest:
@@ -84,6 +89,26 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
         merit = merit.round(12)  # what differs in the last bits only is a tie on another machine
     order = np.lexsort((ids, -unit.sum(axis=1).round(12), -merit))
     return [int(ids[order[0]])]
+
+
+def _best_within(front: ParetoFront, names: Sequence[str], spec: str) -> int:
+    wish = parse_wish(spec, names)
+    if not len(front):
+        raise ConfigError(f"pick {spec!r}: the front is empty, no candidate has been scored")
+    kept = wish.keeps(front.objectives)
+    if not kept.any():
+        reach = (
+            f"{names[limit.index]} is {front.objectives[:, limit.index].min():.4g} to "
+            f"{front.objectives[:, limit.index].max():.4g}"
+            for limit in wish.limits
+        )
+        raise ConfigError(
+            f"pick {spec!r}: nothing on the front keeps the limits; on it {', '.join(reach)}"
+        )
+    unit = _normalised(front.objectives)
+    ids, merit = front.candidate_ids[kept], front.objectives[kept, wish.index]
+    order = np.lexsort((ids, -unit[kept].sum(axis=1).round(12), -merit))
+    return int(ids[order[0]])
 
 
 def _trade_off(unit: FloatArray) -> FloatArray:

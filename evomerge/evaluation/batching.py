@@ -10,7 +10,7 @@ agree within rounding (`SAME_WITHIN`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -149,13 +149,6 @@ def filled(batch: Sequence[int], device: torch.device) -> list[int]:
     threads = torch.get_num_threads()
     floor = 1 if device.type != "cpu" else 4 if threads == 1 else min(64, 8 * threads)
     return [*batch, *[batch[0]] * (floor - len(batch))]
-
-
-def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield lists of indices, longest first, so that memory peaks in the first batch."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def pad(

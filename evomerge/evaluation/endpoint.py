@@ -30,6 +30,9 @@ class Endpoint:
         max_new_tokens: Most tokens to generate (exact_match).
         stop: Strings that end an answer (exact_match).
         pattern: Regular expression that finds the answer (exact_match).
+        group: Group of the pattern that is the answer (exact_match).
+        match: Which match counts, "last" or "first" (exact_match).
+        filters: Applied to both answers (exact_match).
         normalise: "none", "token" or "char" (multiple_choice with `choose: echo`).
         rows: Half-open range of examples [start, stop); None: all.
 
@@ -47,6 +50,9 @@ class Endpoint:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     pattern: str | None = None
+    group: int | str | None = None
+    match: Literal["last", "first"] = "last"
+    filters: tuple[str, ...] = ()
     normalise: str = "none"
     rows: tuple[int, int] | None = None
 
@@ -71,6 +77,9 @@ class Endpoint:
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
             pattern=self.pattern,
+            group=self.group,
+            match=self.match,
+            filters=self.filters,
             rows=self.rows,
         )
 

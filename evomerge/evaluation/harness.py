@@ -167,6 +167,18 @@ class LmEval:
             for group in self._requests
         )
 
+    def document_digests(self) -> tuple[str, ...]:
+        """Return (N,) digests of the documents alone, whatever examples their prompts show."""
+        return tuple(content_digest(repr(doc)) for doc in self._loaded.docs)
+
+    def shown_digests(self) -> frozenset[str]:
+        """Return digests of the documents that prompts take their examples from."""
+        task = self._loaded.task
+        if not task.config.num_fewshot:
+            return frozenset()
+        with quiet():
+            return frozenset(content_digest(repr(doc)) for doc in task.fewshot_docs())
+
     def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
         """Return (n,) float32 scores in the order of `positions`.
 

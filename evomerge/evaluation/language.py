@@ -16,8 +16,6 @@ import torch
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import EvaluationError
 from evomerge.evaluation.batching import Limits, Shape, Tokens, for_each_batch, padded_width
-from evomerge.evaluation.batching import batches as batches
-from evomerge.evaluation.batching import pad as pad
 
 if TYPE_CHECKING:
     from evomerge.evaluation.subject import Subject

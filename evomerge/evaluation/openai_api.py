@@ -62,6 +62,7 @@ class Asker:
         request: Keys added to every request.
         exact: Whether the answer must carry the very name that was asked for; services answer
             for an alias with the name of a release.
+        system: System message in front of the prompt (chat).
     """
 
     client: Client
@@ -69,6 +70,7 @@ class Asker:
     api: Api = "completions"
     request: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
+    system: str | None = None
 
     def ask(
         self,
@@ -94,7 +96,8 @@ class Asker:
         """
         body: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0}
         if self.api == "chat":
-            body["messages"] = [{"role": "user", "content": prompt}]
+            first = [] if self.system is None else [{"role": "system", "content": self.system}]
+            body["messages"] = [*first, {"role": "user", "content": prompt}]
             if logprobs is not None:
                 body |= {"logprobs": True, "top_logprobs": logprobs}
         else:

@@ -151,7 +151,9 @@ class ServedSubject:
         return table
 
     def _asker(self) -> Asker:
-        return Asker(self.model.client, self.model.version, self.how.api, self.how.request)
+        how = self.how
+        version = self.model.version
+        return Asker(self.model.client, version, how.api, how.request, system=how.system_prompt)
 
     def _echoed(self, prompt: str, option: str, normalise: str) -> float:
         text = prompt + option

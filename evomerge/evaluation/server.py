@@ -101,6 +101,7 @@ class ServedCandidate:
             an adapter and has vLLM load it.
         api: "completions" or "chat".
         choose: How options are compared, by "echo" or "first_token"; see docs/endpoint.md.
+        system_prompt: System message in front of every prompt (chat).
         request: Keys added to every request.
         adapters: Folder that adapters are written to ("lora").
         adapters_on_server: The same folder as the server sees it; None: the same path.
@@ -115,6 +116,7 @@ class ServedCandidate:
     install: Literal["recipe", "lora"]
     api: Literal["completions", "chat"] = "completions"
     choose: Literal["echo", "first_token"] = "echo"
+    system_prompt: str | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
     adapters: Path | None = None
     adapters_on_server: str | None = None
@@ -132,6 +134,8 @@ class ServedCandidate:
                 raise ConfigError(f"{key} belongs to `install: lora`; remove it")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}, expected at least 1")
+        if self.system_prompt is not None and self.api != "chat":
+            raise ConfigError("system_prompt needs `api: chat`; completions have no messages")
         reserved = {"model", "prompt", "messages", "temperature", "stream", "n"} & {*self.request}
         if reserved:
             raise ConfigError(f"request.{min(reserved)} is set by evomerge; remove it")

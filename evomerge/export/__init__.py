@@ -2,7 +2,8 @@
 
 from evomerge.export.adapter import AsAdapter, export_adapter
 from evomerge.export.adapter_card import AdapterFacts
-from evomerge.export.card import CardFacts, LineageStep, ParentModel, ScoreRow
+from evomerge.export.card import CardFacts, LineageStep, ParentModel
+from evomerge.export.card_scores import Gain, ScoreRow
 from evomerge.export.stacked import Computed, Stacked
 from evomerge.export.transformed import Transformed
 from evomerge.export.writer import DONOR_FILES, ExportResult, export_candidate, verify_digest
@@ -14,6 +15,7 @@ __all__ = [
     "CardFacts",
     "Computed",
     "ExportResult",
+    "Gain",
     "LineageStep",
     "ParentModel",
     "ScoreRow",

@@ -18,6 +18,7 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import SourceError
 from evomerge.export.adapter_card import AdapterFacts
+from evomerge.export.card_scores import ScoreRow, score_section
 from evomerge.export.stacked import Computed
 from evomerge.storage.untrusted_files import contained_file
 
@@ -64,29 +65,6 @@ class ParentModel:
         return (*names, _public_name(self.lora)) if self.lora else tuple(names)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreRow:
-    """One objective or task of the card's table; None where it was not measured.
-
-    Attributes:
-        name: Objective or task.
-        search: Mean score on the examples the search optimised.
-        n_search: How many those are.
-        held_out: Mean score on examples the search never saw.
-        n_held_out: How many those are.
-        search_interval: 95 % confidence interval of `search`.
-        held_out_interval: 95 % confidence interval of `held_out`.
-    """
-
-    name: str
-    search: float | None = None
-    n_search: int = 0
-    held_out: float | None = None
-    n_held_out: int = 0
-    search_interval: tuple[float, float] | None = None
-    held_out_interval: tuple[float, float] | None = None
-
-
 @dataclass(frozen=True)
 class LineageStep:
     """A candidate, the candidates it was bred from, and how."""
@@ -108,6 +86,7 @@ class CardFacts:
         candidate_id: Its id in the run; None for a merge without a search.
         lineage: The candidate and its ancestors, itself first.
         n_candidates: How many candidates the search scored; None without a search.
+        n_tested: How many of them were ever scored on the held-out examples.
         algorithm: Name of the search algorithm.
         seed: Seed of the run.
         run: Name of the run.
@@ -122,6 +101,7 @@ class CardFacts:
     candidate_id: int | None = None
     lineage: tuple[LineageStep, ...] = ()
     n_candidates: int | None = None
+    n_tested: int = 0
     algorithm: str = ""
     seed: int | None = None
     run: str = ""
@@ -173,7 +153,7 @@ def render_card(
         f"# {_line(facts.title)}",
         f"A merge made with evomerge {evomerge.__version__}, method `{recipe.operator}`.",
         "" if adapter is None else adapter.section(),
-        _scores(facts),
+        score_section(facts.scores, facts.n_candidates, facts.n_tested),
         _parents(parents, made, license_note),
         _lineage(facts),
         _coefficients(recipe, space),
@@ -237,44 +217,6 @@ def _public_name(reference: str) -> str:
     if _HUB_ID.fullmatch(reference) and not Path(reference).exists():
         return reference
     return re.sub(r"[^\w.-]+", "-", Path(reference).name) or "local-model"
-
-
-def _scores(facts: CardFacts) -> str:
-    if not facts.scores:
-        return ""
-    lines = [
-        "## Scores",
-        "",
-        "| objective | search score | n | held-out score | n |",
-        "|---|---|---|---|---|",
-    ]
-    for row in facts.scores:
-        search = _score(row.search, row.search_interval)
-        held_out = _score(row.held_out, row.held_out_interval)
-        lines.append(
-            f"| {_cell(row.name)} | {search} | {row.n_search or '–'} "
-            f"| {held_out} | {row.n_held_out or '–'} |"
-        )
-    if facts.n_candidates:
-        lines += [
-            "",
-            f"**Selection effect:** this model was picked out of {facts.n_candidates} candidates "
-            "by its search score, on the examples counted there. The best of many noisy scores is "
-            "too high on average, the more so the fewer the examples. "
-            + (
-                "The held-out examples were not used by the search; trust that column."
-                if any(row.held_out is not None for row in facts.scores)
-                else "It was not measured on held-out examples: expect less than the table says."
-            ),
-        ]
-    return "\n".join(lines)
-
-
-def _score(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return "not measured"
-    around = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-    return f"{value:.4f}{around}"
 
 
 def _parents(parents: Sequence[ParentModel], made: Sequence[Computed], note: str) -> str:

@@ -56,6 +56,7 @@ def recipe_record(
         "donor": models[0],
         "dtype": dtype,
         "weights_digest": weights_digest,
+        **({"scores": [row.to_json() for row in card.scores]} if card.scores else {}),
     }
 
 

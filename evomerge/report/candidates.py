@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.config.finalists import FOUNDER
 from evomerge.report.niches import spread
 from evomerge.report.numbers import short, shorts
-from evomerge.report.scored import FOUNDER, Scored
+from evomerge.report.scored import Scored
 from evomerge.report.timing import Timing
 
 MAX_FRONT = 500  # members of the front that are shown; a plot of more is a blot

@@ -7,12 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
+from evomerge.config.finalists import parent_candidates
 from evomerge.config.results import RunResults
 from evomerge.core.arrays import FloatArray, IntArray
 from evomerge.core.pareto import ParetoFront
 from evomerge.search.events import Event
-
-FOUNDER = "founder: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +67,4 @@ class Scored:
     @cached_property
     def models(self) -> dict[str, int]:
         """Source -> the candidate that is this model unmerged, where it was scored."""
-        config = self.results.config
-        named = [config.base_model] if config.base_model else []
-        known = {model.name for model in (*named, *config.models)}
-        found: dict[str, int] = {}
-        for candidate_id in self.ids.tolist():
-            source = self.origin(candidate_id).removeprefix(FOUNDER)
-            if source in known and self.origin(candidate_id).startswith(FOUNDER):
-                found.setdefault(source, candidate_id)
-        return found
+        return parent_candidates(self.results)

@@ -10,8 +10,8 @@ import numpy as np
 from evomerge.config.front_views import example_scores
 from evomerge.config.results import RunResults
 from evomerge.core.arrays import FloatArray
+from evomerge.core.intervals import Resampled, resample
 from evomerge.core.picking import pick
-from evomerge.report.intervals import Resampled, resample
 from evomerge.report.numbers import short, shorts
 from evomerge.report.scored import Scored
 from evomerge.report.timing import Timing

@@ -15,7 +15,7 @@ from evomerge.core.candidate import Candidate
 from evomerge.errors import SourceError
 from evomerge.search.ports import Executor, Outcome
 
-Signature = tuple[int, int, int, int]  # device, inode, bytes, mtime in nanoseconds
+Signature = tuple[int, int, int]  # inode, bytes, mtime in nanoseconds
 
 
 class WatchedFiles:
@@ -48,7 +48,7 @@ def _signature(path: Path) -> Signature:
             f"{path}: cannot be read any more: {error.strerror}. Nothing that was told is lost; "
             "put the file back and resume the run"
         ) from None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class WatchedExecutor:

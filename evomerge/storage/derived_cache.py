@@ -110,6 +110,10 @@ class DerivedCache:
         if self.budget_bytes is not None:
             self._n_bytes = self._evict(None, 0)
 
+    def remove(self, folder: Path) -> bool:
+        """Remove an entry's folder unless a process uses it; return whether it is gone."""
+        return _remove(folder)
+
     def _evict(self, kept: Path | None, n_new: int) -> int:
         """Remove the least recently used entries but `kept`; return the bytes that are left."""
         assert self.budget_bytes is not None
@@ -239,6 +243,12 @@ class FolderEntry:
                     os.utime(stamp)
                     return
                 os.close(lock)  # the entry was removed between the two calls
+
+
+def is_entry(folder: Path) -> bool:
+    """Return whether a folder looks like an entry of a cache: `<kind>/<32 hex digits>`."""
+    is_named = _KIND.fullmatch(folder.parent.name) and re.fullmatch(r"[0-9a-f]{32}", folder.name)
+    return bool(is_named) and folder.is_dir() and not folder.is_symlink()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

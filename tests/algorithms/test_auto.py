@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evomerge.algorithms.auto import MAX_POINTS, MAX_TARGETS, Auto, _binned, _targets
+from evomerge.algorithms.auto import MAX_POINTS, MAX_TARGETS, Auto, _binned
+from evomerge.algorithms.task_model import logits
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.objective import Bound, Constraint, Objective, Objectives
 from evomerge.core.search_space import SearchedParam
@@ -59,12 +60,12 @@ def test_every_kind_of_parameter():
 
 def test_graded_scores_are_modelled_one_by_one_and_votes_by_their_mean():
     graded = np.array([[0.1, 0.9], [0.0, 0.4], [1.0, 0.5]])
-    targets, soft = _targets(graded, True)
+    targets, soft = logits(graded, True)
     np.testing.assert_allclose(targets, np.log((graded + soft) / (1.0 - graded + soft)))
     mean = graded.round().mean(axis=1, keepdims=True)
-    targets, soft = _targets(mean, False)
+    targets, soft = logits(mean, False)
     np.testing.assert_allclose(targets, np.log((mean + soft) / (1.0 - mean + soft)))
-    targets, soft = _targets(graded - 2.0, True)
+    targets, soft = logits(graded - 2.0, True)
     assert soft is None
     np.testing.assert_array_equal(targets, graded - 2.0)
 

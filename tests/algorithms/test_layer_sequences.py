@@ -61,14 +61,18 @@ def made(name, **options):
     return search_algorithms.get(name)(**options)
 
 
-SLOW = [("cma_es", {}), ("tpe", {}), ("nevergrad", {"optimizer": "DE"})]
+SLOW = [
+    ("cma_es", {}),
+    ("tpe", {}),
+    ("nsga2", {"population_size": 6}),
+    ("nevergrad", {"optimizer": "DE"}),
+]
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("random", {}),
-        ("nsga2", {"population_size": 6}),
         ("genome", {"population_size": 4}),
         ("cycle_qd", {"cells": 2}),
         ("pso_merging", {}),

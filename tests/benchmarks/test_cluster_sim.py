@@ -72,4 +72,4 @@ def test_the_command_prints_every_figure() -> None:
     assert figures["barrier_utilisation"] < figures["utilisation"] <= 1.0
     assert figures["manager_ms_per_candidate"] > 0
     assert figures["rss_mb"] > 10
-    assert len(figures["rows"]) == 6
+    assert len(figures["rows"]) == 7

@@ -121,3 +121,38 @@ def test_a_place_is_not_said_twice():
 
     with pytest.raises(ConfigError, match=r"^figures.0.side is odd$"):
         build(name="square")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    folder: Path
+    size: int = 3
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ConfigError(f"size is {self.size}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner | None = None
+
+
+def test_a_field_may_be_a_section_of_its_own(tmp_path):
+    registry = Registry("thing", "evomerge.test_sections")
+    registry.register("outer")(Outer)
+    body = {"name": "outer", "inner": {"folder": "data"}}
+    built, resolved = construct(registry, body, "here", tmp_path)
+    assert built == Outer(inner=Inner(folder=tmp_path / "data"))
+    assert resolved["inner"] == {"folder": str(tmp_path / "data"), "size": 3}
+    assert construct(registry, resolved, "here", Path("/elsewhere"))[0] == built
+    assert construct(registry, {"name": "outer", "inner": None}, "here", tmp_path)[0] == Outer()
+    for inner, says in (
+        ({"folder": "d", "sise": 1}, r"here.inner.sise is not a parameter.*Did you mean 'size'"),
+        ({"size": 1}, "here.inner.folder is missing"),
+        ({"folder": "d", "size": "big"}, "here.inner.size: .*integer"),
+        ({"folder": "d", "size": 0}, "here.inner: size is 0, expected at least 1"),
+        ("data", "here.inner: "),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            construct(registry, {"name": "outer", "inner": inner}, "here", tmp_path)

@@ -38,9 +38,8 @@ def stand_in(config):
 
 
 def test_there_are_examples():
-    assert {"digits", "llm_two_experts", "llm_transforms", "llm_choice", "ray_cluster"} <= {
-        path.stem for path in FILES
-    }
+    names = {"digits", "llm_two_experts", "llm_transforms", "llm_choice", "ray_cluster"}
+    assert names | {"evo_merging_api"} <= {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from evomerge.config.build import build_tasks
 from evomerge.config.schema import parse_config
+from evomerge.config.tasks import build_tasks
 from evomerge.errors import ConfigError
 
 ROWS = [{"prompt": f"{i} and", "options": ["a", "b"], "gold": i % 2} for i in range(10)]

@@ -50,6 +50,20 @@ def test_replay_part_leaves_out_what_may_change():
     assert set(RunConfig.model_fields) - set(part) == {"name", "budget", "runtime"}
 
 
+def test_replay_part_leaves_out_how_a_server_is_reached():
+    def part(url, model):
+        server = {"url": url, "attempts": 3}
+        evaluator = {"name": "judge", "server": server, "model": model}
+        evaluator["candidate"] = {"install": "recipe", "server": {"url": url}}
+        evaluator["arguments"] = {"server": "kept"}
+        task = {"name": "t", "evaluator": evaluator, "held_out": {"server": server}}
+        return parse_config(body(tasks=[task]), "c.yaml").replay_part()
+
+    assert part("http://a", "m") == part("http://b", "m")
+    assert part("http://a", "m") != part("http://a", "n")
+    assert part("http://a", "m")["tasks"][0]["evaluator"]["arguments"] == {"server": "kept"}
+
+
 def test_integers_are_fine_where_floats_are_wanted():
     assert parse_config(body(budget={"evaluations": 1, "seconds": 60}), "c").budget.seconds == 60.0
 

@@ -95,7 +95,9 @@ def test_a_senseless_retry_after_is_passed_over(faulty, value):
 
 def test_a_server_that_asks_for_too_long_a_wait_ends_the_run(faulty):
     faulty.moves = [(429, {"Retry-After": "3600"})]
-    with pytest.raises(ExecutorError, match=r"3600 s, more than longest_wait_seconds 60.*[Rr]esume"):
+    with pytest.raises(
+        ExecutorError, match=r"3600 s, more than longest_wait_seconds 60.*[Rr]esume"
+    ):
         ask(client_of(faulty))
     assert len(faulty.requests) == 1
 

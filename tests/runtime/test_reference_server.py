@@ -101,9 +101,12 @@ def test_chat_goes_through_the_template(connected):
     model, server, worker, subject = connected
     model.install(recipe(0.3, 0.3))
     worker.install(recipe(0.3, 0.3))
-    how = ServedCandidate(server=server, install="recipe", api="chat")
-    texts = ServedSubject(model, how).generate(PROMPTS, max_new_tokens=4)
-    assert texts == subject.generate([f"{prompt}>" for prompt in PROMPTS], max_new_tokens=4)
+    for system in (None, "be brief"):
+        how = ServedCandidate(server=server, install="recipe", api="chat", system_prompt=system)
+        texts = ServedSubject(model, how).generate(PROMPTS, max_new_tokens=4)
+        first = "" if system is None else f"{system}>"
+        prompts = [f"{first}{prompt}>" for prompt in PROMPTS]
+        assert texts == subject.generate(prompts, max_new_tokens=4)
 
 
 def test_another_client_that_installs_in_between_is_noticed(connected):

@@ -203,6 +203,7 @@ def test_reading_makes_no_copy_and_keeps_the_map_alive(tmp_path):
     whole, part = file.read("a"), file.read_range("a", 10, 20)
     assert part.data_ptr() == whole.data_ptr() + 40
     assert part.untyped_storage().nbytes() == 40
+    assert file.read("a") is whole
     expected = whole.clone()
     del file
     assert torch.equal(whole, expected)

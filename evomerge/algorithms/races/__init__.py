@@ -3,4 +3,10 @@
 Every built-in race is listed here by hand; importing this package registers them.
 """
 
-from evomerge.algorithms.races import growing, halving, lossless, paired  # noqa: F401  (registers them)
+from evomerge.algorithms.races import (  # noqa: F401  (registers them)
+    anchors,
+    growing,
+    halving,
+    lossless,
+    paired,
+)

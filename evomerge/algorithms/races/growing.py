@@ -88,13 +88,7 @@ class GrowingRacing(PairedRacing):
     def ask(self) -> Proposal | None:
         """Return a champion's other examples, the next block of a candidate, or a new one."""
         if self._crowned:
-            runner = self._crowned.pop()
-            rest = runner.order[runner.n :]
-            runner.n = self._n_examples
-            self._runners.put(runner.proposal.recipe, runner)
-            return Proposal(
-                runner.proposal.recipe, runner.proposal.parents, "champion", np.sort(rest)
-            )
+            return self._asking_rest(self._crowned.pop(), "champion")
         return super().ask()
 
     def _block_after(self, n: int) -> int:

@@ -98,6 +98,13 @@ class Racing:
         self._runners.put(runner.proposal.recipe, runner)
         return replace(runner.proposal, examples=None if is_whole else np.sort(examples))
 
+    def _asking_rest(self, runner: Runner, origin: str) -> Proposal:
+        """Return the proposal for all examples that a runner was not asked for."""
+        rest = runner.order[runner.n :]
+        runner.n = self._n_examples
+        self._runners.put(runner.proposal.recipe, runner)
+        return replace(runner.proposal, origin=origin, examples=np.sort(rest))
+
 
 def estimate(
     evaluation: Evaluation, reference: ScoreArray | FloatArray, sizes: Mapping[str, int]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evomerge.core.objective import Objective
-from evomerge.report.intervals import resample
+from evomerge.core.intervals import resample
 
 MATHS = Objective("maths", {"t": 1.0})
 
