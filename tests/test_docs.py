@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from evomerge.algorithms.algorithm import search_algorithms
+from evomerge.algorithms.races.race import races
 from evomerge.cli.main import app
 from evomerge.config.construct import construct
 from evomerge.config.schema import parse_config
@@ -15,7 +16,7 @@ from evomerge.merging.operator import merge_operators
 from evomerge.merging.transform import delta_transforms
 
 ROOT = Path(__file__).parents[1]
-REGISTRIES = (merge_operators, delta_transforms, search_algorithms, evaluators)
+REGISTRIES = (merge_operators, delta_transforms, search_algorithms, evaluators, races)
 METHODS = (ROOT / "docs" / "methods.md").read_text()
 README = (ROOT / "README.md").read_text()
 

@@ -11,7 +11,7 @@ from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.algorithms.generations import require_within
 from evomerge.algorithms.pending import Pending
 from evomerge.algorithms.task_model import MIN_POINTS, TaskModel
-from evomerge.core.arrays import BoolArray, FloatArray
+from evomerge.core.arrays import BoolArray, FloatArray, ScoreArray
 from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
@@ -86,6 +86,8 @@ class Auto:
         self._scores: list[Mapping[str, FloatArray]] = []  # of examples
         self._observed: list[Mapping[str, BoolArray]] = []  # which of them were scored
         self._means: list[Mapping[str, FloatArray]] = []  # (1,) of tasks
+        self._variances: list[Mapping[str, float]] = []  # of those means
+        self._best: tuple[float, Mapping[str, ScoreArray]] | None = None  # scored in full
         self._values: list[float] = []  # measured mean of the objectives
         self._graded: set[str] = set()  # tasks with scores other than 0 and 1
         self._pending: Pending[int] = Pending()
@@ -111,11 +113,36 @@ class Auto:
         if evaluation.examples is None:  # what a race estimates is never 0 or 1
             self._graded |= {t for t, own in evaluation.scores.items() if not _is_binary(own)}
         self._scores.append({task: _binned(own) for task, own in evaluation.scores.items()})
+        self._values.append(float(self._mixture @ self._objectives.values(evaluation)))
         self._observed.append(self._binned_observed(evaluation))
+        self._variances.append(self._variances_of(evaluation))
         self._means.append(
             {task: np.mean(own, keepdims=True) for task, own in evaluation.scores.items()}
         )
-        self._values.append(float(self._mixture @ self._objectives.values(evaluation)))
+
+    def _variances_of(self, evaluation: Evaluation) -> Mapping[str, float]:
+        """Return how far off the mean of each task may be, from its differences to the best.
+
+        A race's estimate is the best one's mean and the mean difference on the examples that both
+        have; half an example that differs is added, for samples without any.
+        """
+        if evaluation.examples is None or self._best is None:
+            value = self._values[-1]
+            if evaluation.examples is None and (self._best is None or value > self._best[0]):
+                self._best = value, evaluation.scores
+            return dict.fromkeys(evaluation.scores, 0.0)
+        variances, start = {}, 0
+        for task in sorted(evaluation.scores):
+            own, best = evaluation.scores[task], self._best[1][task]
+            n_all = len(own)
+            scored = evaluation.examples - start
+            scored = scored[(scored >= 0) & (scored < n_all)]
+            n = max(1, len(scored))
+            differences = own[scored].astype(np.float64) - best[scored]
+            squares = ((differences - differences.mean()) ** 2).sum() if len(scored) else 0.0
+            variances[task] = float(squares + 0.25) / n / n * (1.0 - len(scored) / n_all)
+            start += n_all
+        return variances
 
     def _binned_observed(self, evaluation: Evaluation) -> Mapping[str, BoolArray]:
         """Return which of the `_scores` of an evaluation are more scored than estimated."""
@@ -180,6 +207,9 @@ class Auto:
                 is_graded=is_graded,
                 settings=before,
                 steps=0 if not is_due else FIRST_STEPS if before is None else STEPS,
+                variances=None
+                if is_graded
+                else np.array([self._variances[row][task] for row in rows]),
             )
             self._settings[task] = model.settings
             models[task] = model if waiting is None else model.believing(waiting)

@@ -12,7 +12,7 @@ from evomerge.algorithms.algorithm import require_span, search_algorithm
 from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
-from evomerge.core.candidate import Evaluation, Proposal
+from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.choice_space import Space
 from evomerge.core.linear_span import (
     LinearSpan,
@@ -197,12 +197,10 @@ class M2N2:
             return False
         if not self._search.rejects(examples, scores):
             return False
-        hoped = np.ones(sum(size for _, size in self._examples), np.float32)
+        sizes = dict(self._examples)
+        hoped = np.ones(sum(sizes.values()), np.float32)
         hoped[examples] = scores
-        ends = np.cumsum([size for _, size in self._examples])
-        tasks = [task for task, _ in self._examples]
-        by_task = dict(zip(tasks, np.split(hoped, ends[:-1]), strict=True))
-        best = Evaluation(self._champion.candidate, by_task)
+        best = Evaluation(self._champion.candidate, split_scores(hoped, sizes))
         return float(self._objectives.values(best).mean()) <= self._champion_value
 
     def ask(self) -> Proposal:

@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
-from evomerge.core.niching import Capacity, lift, roulette, weighted_sums, worth
+from evomerge.core.niching import (
+    Capacity,
+    index_at,
+    lift,
+    roulette,
+    sure_index_at,
+    weighted_sums,
+    worth,
+)
 
 Genome = TypeVar("Genome")
 
@@ -56,7 +64,6 @@ class _View:
         fitness: (P,) shared fitness.
         is_lifted: Whether the scores had to be shifted, see `niching.lift`.
         is_binary: Whether all scores are 0 or 1.
-        attractions: Member -> (P,) attraction of all to it, where it was asked for.
     """
 
     rows: FloatArray
@@ -66,7 +73,6 @@ class _View:
     fitness: FloatArray
     is_lifted: bool
     is_binary: bool
-    attractions: dict[int, FloatArray] = field(default_factory=dict)
 
     @cached_property
     def by_worth(self) -> IntArray:
@@ -114,6 +120,7 @@ class NicheSearch(Generic[Genome]):
         self._capacity: Capacity = capacity
         self._warm_up_left = warm_up
         self._scores: FloatArray | None = None  # (P + 1, N); the last row is the newcomer's
+        self._rough: ScoreArray = np.empty((0, 0), np.float32)  # the same, for a quick look
         self._ids: list[int] = []
         self.members: list[Genome] = []
         self._seen: set[bytes] = set()
@@ -164,13 +171,14 @@ class NicheSearch(Generic[Genome]):
         """
         if self._scores is None:
             self._scores = np.zeros((self._size + 1, len(scores)))
+            self._rough = np.zeros(self._scores.shape, np.float32)
             self._scratch = np.empty_like(self._scores)
         if len(scores) != self._scores.shape[1]:
             raise ValueError(f"expected {self._scores.shape[1]} scores, got {len(scores)}")
         if not np.isfinite(scores).all():
             raise ValueError("a score is not finite")
         filled = len(self.members)
-        self._scores[filled] = scores
+        self._scores[filled] = self._rough[filled] = scores
         if filled < self._size:
             slot = filled
             self.members.append(genome)
@@ -182,7 +190,7 @@ class NicheSearch(Generic[Genome]):
             slot = int(weighted_sums(rows, values, self._scratch).argmin())
             if slot == self._size:
                 return False
-            self._scores[slot] = scores
+            self._scores[slot] = self._rough[slot] = scores
             self.members[slot] = genome
             self._ids[slot] = member_id
         self._view = None
@@ -223,10 +231,11 @@ class NicheSearch(Generic[Genome]):
         if len(self.members) < self._size or self._alpha > 1.0 or self._members_view().is_lifted:
             return False
         assert self._scores is not None
-        self._scores[-1] = 1.0
-        self._scores[-1, examples] = scores
-        if self._scores[-1].min() < 0.0:
+        if scores.min() < 0.0:
             return False
+        for newcomer in (self._scores[-1], self._rough[-1]):
+            newcomer.fill(1.0)
+            newcomer[examples] = scores
         return self._is_certain_loser(*self._contest())
 
     def _contest(self) -> tuple[FloatArray, FloatArray]:
@@ -247,8 +256,16 @@ class NicheSearch(Generic[Genome]):
 
         A quick look that spares most newcomers the exact sums; it decides no close case.
         """
-        rough = rows @ values
-        return bool(rough[-1] < rough[:-1].min() * (1.0 - MARGIN))
+        if rows is self._scores:
+            rough, margin = self._rough @ values.astype(np.float32), self._tolerance
+        else:
+            rough, margin = rows @ values, MARGIN
+        return bool(rough[-1] < rough[:-1].min() * (1.0 - 2.0 * margin))
+
+    @property
+    def _tolerance(self) -> float:
+        """Largest relative error of a float32 sum of N products of numbers rounded to float32."""
+        return (self._rough.shape[1] + 4) * 2.0**-24
 
     def _members_view(self) -> _View:
         """Return what choosing parents and replacing members needs to know of the archive."""
@@ -274,18 +291,23 @@ class NicheSearch(Generic[Genome]):
     def _pick_parents(self) -> tuple[int, int]:
         view = self._members_view()
         a = roulette(view.fitness, self._rng)
-        pull = self._attraction(view, a) if self._use_attraction else view.fitness
-        return a, roulette(pull, self._rng, exclude=a)
+        if not self._use_attraction:
+            return a, roulette(view.fitness, self._rng, exclude=a)
+        draw = self._rng.random()
+        sure = self._quick_mate(view, a, draw) if view.is_binary else None
+        return a, index_at(draw, self._attraction(view, a), a) if sure is None else sure
+
+    def _quick_mate(self, view: _View, member: int, draw: float) -> int | None:
+        """Return whom a draw picks by attraction to a member of 0/1 scores; None if it is close."""
+        rough = self._rough[: len(view.rows)]
+        lacking = np.where(rough[member] == 0.0, view.shared, 0.0).astype(np.float32)
+        return sure_index_at(draw, rough @ lacking, self._tolerance)
 
     def _attraction(self, view: _View, member: int) -> FloatArray:
         """Return `niching.attraction` of the members to one of them."""
-        if member not in view.attractions:
-            scratch, own = self._scratch[: len(view.rows)], view.rows[member]
-            if view.is_binary:  # the same products at half the cost
-                lacking = np.where(own == 0.0, view.shared, 0.0)
-                view.attractions[member] = weighted_sums(view.rows, lacking, scratch)
-            else:
-                gains = np.subtract(view.rows, own, out=scratch)
-                np.maximum(gains, 0.0, out=gains)
-                view.attractions[member] = weighted_sums(gains, view.shared, gains)
-        return view.attractions[member]
+        scratch, own = self._scratch[: len(view.rows)], view.rows[member]
+        if view.is_binary:  # the same products at half the cost
+            return weighted_sums(view.rows, np.where(own == 0.0, view.shared, 0.0), scratch)
+        gains = np.subtract(view.rows, own, out=scratch)
+        np.maximum(gains, 0.0, out=gains)
+        return weighted_sums(gains, view.shared, gains)

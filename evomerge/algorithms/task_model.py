@@ -40,6 +40,7 @@ class TaskModel:
         is_graded: bool,
         settings: FloatArray | None,
         steps: int,
+        variances: FloatArray | None = None,
     ) -> TaskModel:
         """Fit a task.
 
@@ -52,8 +53,12 @@ class TaskModel:
             is_graded: Whether scores other than 0 and 1 were seen.
             settings: Of the kernel, to start from; None for the prior's means.
             steps: Of the search for better ones.
+            variances: (n,) of the scores' means, where they are of some examples; None: all 0.
         """
         targets, soft = logits(scores, is_graded)
+        if variances is not None and soft is not None:
+            slope = 1.0 / (scores[:, 0] + soft) + 1.0 / (1.0 - scores[:, 0] + soft)
+            variances = variances * slope**2  # of the logits
         observed = observed | (observed.sum(axis=0) < MIN_POINTS)
         patterns, member = np.unique(observed, axis=1, return_inverse=True)
         member = member.reshape(-1)
@@ -62,7 +67,8 @@ class TaskModel:
         for pattern in np.argsort(-patterns.sum(axis=0), kind="stable"):
             rows, own = patterns[:, pattern], member == pattern
             part = targets[np.ix_(rows, own)]
-            processes.append(GaussianProcess(columns, points[rows], part, settings, steps))
+            noise = None if variances is None else variances[rows]
+            processes.append(GaussianProcess(columns, points[rows], part, settings, steps, noise))
             settings, steps = processes[0].settings, 0
         return cls(processes, soft)
 

@@ -102,7 +102,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         # resident model + one tensor name over all sources and a float32 accumulator; or layers
         "memory_per_worker_bytes": 0
         if all(evaluator.auto_class is None for evaluator in prepared.tasks.search.values())
-        else model_bytes + 4 * largest * (len(space.sources) + 2)
+        else n_bytes + 4 * largest * (len(space.sources) + 2)
         if layers is None
         else specs_bytes(layers.tensors()),
         "export_bytes": n_bytes,

@@ -32,14 +32,10 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("worker time", [duration(item["seconds"]) for item in runs]),
         ("front", [str(item["front"]) for item in runs]),
     ]
-    rows += [
-        (f"best {name}", [_valued(item["best"][name]) for item in runs]) for name in names
-    ]
+    rows += [(f"best {name}", [_valued(item["best"][name]) for item in runs]) for name in names]
     for name in names:
         knees = (item["knee"] for item in runs)
-        shown = [
-            {"value": knee["values"][name], "candidate": knee["candidate"]} for knee in knees
-        ]
+        shown = [{"value": knee["values"][name], "candidate": knee["candidate"]} for knee in knees]
         rows.append((f"knee {name}", [_valued(item) for item in shown]))
     found = [_row(label, values) for label, values in rows]
     found.append("hypervolume over cost, one reference for both:")
@@ -66,7 +62,7 @@ def _volume_at(curve: list[dict[str, Any]], cost: float) -> str:
 
 def _difference(item: dict[str, Any]) -> str:
     low, high = item["low"], item["high"]
-    verdict = "first is better" if low > 0 else "second is better" if high < 0 else "no clear winner"
-    return (
-        f"  {item['what']:<20}{item['difference']:+.4f}  [{low:+.4f}, {high:+.4f}]  {verdict}"
+    verdict = (
+        "first is better" if low > 0 else "second is better" if high < 0 else "no clear winner"
     )
+    return f"  {item['what']:<20}{item['difference']:+.4f}  [{low:+.4f}, {high:+.4f}]  {verdict}"

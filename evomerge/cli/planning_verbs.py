@@ -53,6 +53,10 @@ def init(
         int | None,
         typer.Option("--layers", min=1, help="Layers of the models, where they are not here."),
     ] = None,
+    include_path: Annotated[
+        str | None,
+        typer.Option("--include-path", metavar="DIR", help="lm-eval task files of your own."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write a commented config from options, or from a few questions on a terminal.
@@ -72,6 +76,7 @@ def init(
         algorithm=algorithm,
         evaluations=evaluations,
         name=name,
+        include_path=include_path,
     )
     init_command(
         answers,

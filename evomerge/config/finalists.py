@@ -114,7 +114,7 @@ class SecondLook:
         Raises:
             EvaluationError: One cannot be scored; the others are kept.
         """
-        missing = [i for i in ids if i not in self.kept.ids]
+        missing = [i for i in dict.fromkeys(ids) if i not in self.kept.ids]
         for done, candidate_id in enumerate(missing, 1):
             candidate = self.results.candidate(candidate_id)
             try:
@@ -122,7 +122,7 @@ class SecondLook:
                 self.kept.add(candidate_id, self._worker.score())
             except EvaluationError as error:
                 raise EvaluationError(
-                    f"candidate {candidate_id} cannot be scored on the {self.part} examples: {error}"
+                    f"candidate {candidate_id} cannot be scored on {self.part} examples: {error}"
                 ) from error
             self.kept.write(self.figures())
             if on_scored is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-import evomerge.config.build  # registers everything that is built in
+import evomerge.config.build  # noqa: F401 (registers everything that is built in)
 from evomerge.algorithms.algorithm import search_algorithms
 from evomerge.algorithms.races.race import races
 from evomerge.config.construct import section_class

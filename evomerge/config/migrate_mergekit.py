@@ -16,7 +16,7 @@ from evomerge.config.mergekit_fields import parse_model
 from evomerge.config.mergekit_settings import settings_of
 from evomerge.config.migrated import Migrated, model_section, take
 from evomerge.config.schema import ModelConfig
-from evomerge.config.starter import run_name, unique
+from evomerge.config.starter import placed, run_name, unique
 from evomerge.config.yaml_file import read_yaml
 from evomerge.errors import ConfigError, nearest
 
@@ -27,7 +27,13 @@ _NORMALIZED = ("linear", "ties", "dare_ties")  # unless the file says otherwise
 
 
 def migrate_mergekit_evolve(
-    file: Path, folder: Path, *, name: str, n_layers: int | None, evaluations: int | None
+    file: Path,
+    folder: Path,
+    *,
+    name: str,
+    n_layers: int | None,
+    evaluations: int | None,
+    include_path: str | None = None,
 ) -> Migrated:
     """Return the config that searches what mergekit-evolve would.
 
@@ -37,6 +43,7 @@ def migrate_mergekit_evolve(
         name: Of the run.
         n_layers: Of the models; None: as a model on this disk has.
         evaluations: Budget; None: mergekit-evolve's default.
+        include_path: Its `--task-search-path`, from the current folder.
 
     Raises:
         ConfigError: The file is no such config, or a number of layers is needed.
@@ -54,7 +61,7 @@ def migrate_mergekit_evolve(
         "CMA-ES as before, with a seed of its own and within the ranges above: there the search "
         "was not bounded, and signs and densities were cut off afterwards.",
     )
-    _tasks(found, read, done)
+    _tasks(found, read, done, None if include_path is None else placed(include_path, folder))
     found.body["budget"] = {"evaluations": evaluations or EVALUATIONS}
     if evaluations is None:
         found.remark("budget", f"--max-fevals stands on no file; {EVALUATIONS} was its default.")
@@ -99,7 +106,7 @@ def _models_and_merge(
         "smooth": bool(take(genome, done, "smooth", False)),
         "filters": take(genome, done, "filters", []),
     }
-    depth = n_layers or _depth([*models, *([base] if base else [])], file.parent)
+    depth = n_layers or _depth([*models, *([base] if base else [])])
     found.body["merge"] = _merge(
         found, str(method), shape, depth, normalize=normalize, negative=negative, width=n_weights
     )
@@ -165,9 +172,7 @@ def _merge(
     if method in ("ties", "dare_ties"):
         merge["density"] = {"low": 0.05, "high": 1.0, "initial": 1.0} | curve
         found.remark("merge", "One density for all models; there each model had its own.")
-    found.remark(
-        "merge", "The merged model keeps the models' dtype; there it was always bfloat16."
-    )
+    found.remark("merge", "The merged model keeps the models' dtype; there it was always bfloat16.")
     return merge | settings_of(method, flags, {})
 
 
@@ -177,7 +182,9 @@ def _groups(
     """Return our grouping, and the knots of a curve for `smooth`."""
     granularity, filters = shape["granularity"], shape["filters"]
     if isinstance(granularity, bool) or not isinstance(granularity, int):
-        raise ConfigError(f"{found.file}: genome.layer_granularity is {granularity!r}, not a number")
+        raise ConfigError(
+            f"{found.file}: genome.layer_granularity is {granularity!r}, not a number"
+        )
     if filters:
         kinds = ", ".join(map(str, filters))
         groups = "module" if granularity > 0 else "kind"
@@ -214,11 +221,11 @@ def _groups(
     return f"block:{n_blocks}", {}
 
 
-def _depth(models: Sequence[ModelConfig], folder: Path) -> int | None:
-    """Return the number of layers of the first model that is a folder here."""
+def _depth(models: Sequence[ModelConfig]) -> int | None:
+    """Return the number of layers of the first model that is a folder, from the current one."""
     for model in models:
         try:
-            config = json.loads((folder / model.model / "config.json").read_bytes())
+            config = json.loads((Path(model.model).expanduser() / "config.json").read_bytes())
         except (OSError, ValueError):
             continue
         depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
@@ -227,11 +234,14 @@ def _depth(models: Sequence[ModelConfig], folder: Path) -> int | None:
     return None
 
 
-def _tasks(found: Migrated, read: Mapping[str, Any], done: set[str]) -> None:
+def _tasks(
+    found: Migrated, read: Mapping[str, Any], done: set[str], include_path: str | None
+) -> None:
     listed = take(read, done, "tasks", [])
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"{found.file}: tasks: expected a list of lm-eval tasks")
     common = {
+        "include_path": include_path,
         "num_fewshot": take(read, done, "num_fewshot"),
         "limit": take(read, done, "limit"),
         "apply_chat_template": bool(take(read, done, "apply_chat_template", True)),
@@ -239,7 +249,9 @@ def _tasks(found: Migrated, read: Mapping[str, Any], done: set[str]) -> None:
     }
     settings = {key: value for key, value in common.items() if value is not None}
     if take(read, done, "shuffle", False):
-        found.remark("tasks", "shuffle: true is not carried over: `limit` takes the first documents.")
+        found.remark(
+            "tasks", "shuffle: true is not carried over: `limit` takes the first documents."
+        )
     entries = [_entry(item, f"{found.file}: tasks.{i}") for i, item in enumerate(listed)]
     names = unique([name for name, _, _ in entries])
     found.body["tasks"] = [
@@ -252,7 +264,7 @@ def _tasks(found: Migrated, read: Mapping[str, Any], done: set[str]) -> None:
     found.body["objectives"] = [{"name": "score", "tasks": weights}]
     found.remark(
         "tasks",
-        "Add `held_out: {rows: [A, B]}` to each task: scores of what was searched on look too good.",
+        "Add `held_out: {rows: [A, B]}` to each task: what was searched on looks too good.",
     )
     negative = [own for own, (_, _, w) in zip(names, entries, strict=True) if w < 0]
     if negative:

@@ -18,6 +18,7 @@ from evomerge.config.build import (
     build_search_space,
     compute_derived,
     compute_span,
+    data_digests,
     header_differences,
     needs_span,
     resolve_config,
@@ -256,8 +257,20 @@ class Session:
                 reason = self.loop.run(executor)
             finally:
                 executor.close()
+            self._refuse_changed_data()
         save_surrogate(self.folder, self.loop)
         return reason
+
+    def _refuse_changed_data(self) -> None:
+        """Raise RunError when an example file or evaluator's code is not as the run began with."""
+        then, now = self.store.header["data"], data_digests(self.tasks)
+        changed = sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
+        if changed:
+            raise RunError(
+                f"{changed[0]}: was changed while the search ran, so some scores may be of other "
+                "examples than the rest. Put the file back; where the change came before the end "
+                "of the search, search anew: evomerge search CONFIG --run NEW"
+            )
 
     def close(self) -> None:
         """Sync and release the run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from evomerge.config.schema import SplitsConfig
 from evomerge.core.splits import split_positions
@@ -28,7 +29,7 @@ def split_task(where: str, evaluator: Evaluator, splits: SplitsConfig) -> dict[s
             f"{where}: {type(evaluator).__name__} has no example_digests, so its examples cannot "
             "be told apart; give the task other data under `held_out` instead"
         )
-    parts: dict[str, Evaluator] = {}
+    parts: dict[str, Any] = {}
     for name, kept in split_positions(identities, splits.shares()).items():
         if splits.shares()[name] == 0.0:
             continue

@@ -43,6 +43,7 @@ class Answers:
         algorithm: Search algorithm.
         evaluations: Budget.
         name: Of the run.
+        include_path: Folder with lm-eval task files, from the current folder.
     """
 
     base: str | None = None
@@ -53,6 +54,7 @@ class Answers:
     algorithm: str | None = None
     evaluations: int | None = None
     name: str | None = None
+    include_path: str | None = None
 
 
 def starter(answers: Answers, folder: Path, name: str) -> str:
@@ -117,7 +119,7 @@ def task_sections(answers: Answers, folder: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: Nothing says how a file is scored.
     """
-    sections = [_task(task, answers.evaluator, folder) for task in answers.tasks]
+    sections = [_task(task, answers, folder) for task in answers.tasks]
     names = unique([section["name"] for section in sections])
     return [{**body, "name": name} for body, name in zip(sections, names, strict=True)]
 
@@ -149,14 +151,16 @@ def unique(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _task(task: str, evaluator: str | None, folder: Path) -> dict[str, Any]:
+def _task(task: str, answers: Answers, folder: Path) -> dict[str, Any]:
     path = Path(task).expanduser()
     if not path.is_file():
         if path.suffix in (".jsonl", ".json", ".csv", ".txt") or "/" in task:
             raise ConfigError(f"--task {task}: there is no such file")
-        body = {"name": evaluator or "lm_eval", "task": task, "limit": _SEARCHED}
+        body = {"name": answers.evaluator or "lm_eval", "task": task, "limit": _SEARCHED}
+        if answers.include_path is not None:
+            body["include_path"] = placed(answers.include_path, folder)
         return {"name": task, "evaluator": body}
-    name = evaluator or _evaluator_of(path)
+    name = answers.evaluator or _evaluator_of(path)
     n_rows = sum(1 for _ in _lines(path))
     searched = min(_SEARCHED, n_rows // 2)
     body = {"name": name, "examples": placed(task, folder)}

@@ -107,4 +107,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _sign_test(wins: int, losses: int) -> float:
     """Return P(at least so many wins) if wins and losses were equally likely."""
     n = wins + losses
-    return sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
+    tail: float = sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
+    return tail

@@ -85,6 +85,7 @@ class GaussianProcess:
         targets: FloatArray,
         settings: FloatArray | None = None,
         steps: int = 0,
+        variances: FloatArray | None = None,
     ) -> None:
         """Fit the targets.
 
@@ -94,11 +95,13 @@ class GaussianProcess:
             targets: (n, T) finite.
             settings: (H,) to start from; None for the prior's means.
             steps: Of Rprop on the settings.
+            variances: (n,) by which single points are known to be noisier; None: none is.
         """
         self._columns, self._points = columns, points
         self._mean = targets.mean(axis=0)
         self._scale = float((targets - self._mean).std()) + 1e-9
         self._targets = (targets - self._mean) / self._scale
+        self._noisier = np.zeros(len(points)) if variances is None else variances / self._scale**2
         self.settings = columns.prior()[0] if settings is None else settings
         if steps:
             self.settings = self._fitted(steps)
@@ -118,7 +121,10 @@ class GaussianProcess:
         known = self._mean + self._scale * self._targets
         targets = np.vstack([known, self.predict(points)[0]])
         everywhere = np.vstack([self._points, points])
-        return GaussianProcess(self._columns, everywhere, targets, self.settings)
+        variances = np.concatenate([self._noisier * self._scale**2, np.zeros(len(points))])
+        return GaussianProcess(
+            self._columns, everywhere, targets, self.settings, variances=variances
+        )
 
     def _features(self, points: FloatArray) -> FloatArray:
         """Return points in length scales, coarse and fine side by side."""
@@ -134,7 +140,7 @@ class GaussianProcess:
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the inverse (n, n) Cholesky factor, (n, T) weights, and the log determinant."""
         kernel = math.exp(settings[-2]) * _matern(squares)
-        kernel[np.diag_indices_from(kernel)] += math.exp(settings[-1]) + _JITTER
+        kernel[np.diag_indices_from(kernel)] += math.exp(settings[-1]) + _JITTER + self._noisier
         factor = np.linalg.cholesky(kernel)
         inverse = np.linalg.inv(factor)
         weights = inverse.T @ (inverse @ self._targets)

@@ -23,9 +23,11 @@ from evomerge.core.arrays import BoolArray, FloatArray, IntArray
 SLOPE_SD, OFFSET_SD, ABILITY_SD = 1.0, 2.0, 1.0  # of the priors, around 0
 MIXTURE_SD = 0.5  # of the prior of a mixture's coefficients, around 1 / K
 MIXTURE_BOUNDS = (-1.0, 2.0)
-_ROUNDS = 30  # of items, then abilities
 _STEPS, _HALVINGS = 30, 20
-_TOLERANCE = 1e-6  # largest move of a number at which a fit has arrived
+_TOLERANCE = 1e-6  # largest move of a coefficient at which a regression has arrived
+_ROUNDS = 30  # of items, then abilities
+_STEPS_OF_ROUND = 2  # the other half moves too: more would be for nothing
+_ROUND_TOLERANCE = 0.01  # largest move of an ability, of which the prior's deviation is 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +51,14 @@ class Items:
         return Items(self.slopes[positions], self.offsets[positions])
 
 
-def fit_abilities(items: Items, scores: FloatArray, start: FloatArray | None = None) -> FloatArray:
+def fit_abilities(items: Items, scores: FloatArray) -> FloatArray:
     """Return (P, d) the most likely abilities of models.
 
     Args:
         items: What was scored.
         scores: (P, N) in [0, 1].
-        start: (P, d) where to begin; None: 0.
     """
-    d = items.slopes.shape[1]
-    start = np.zeros((len(scores), d)) if start is None else start
-    precision = np.full(d, ABILITY_SD**-2)
-    return _regress(items.slopes, -items.offsets, scores, start, np.zeros(d), precision)
+    return _better_abilities(items, scores, np.zeros((len(scores), items.slopes.shape[1])), _STEPS)
 
 
 def fit_mixture(items: Items, parents: FloatArray, scores: FloatArray) -> FloatArray:
@@ -110,12 +108,32 @@ def fit_items(scores: FloatArray, dimensions: int) -> tuple[Items, FloatArray]:
     items = Items(found[:, :d], found[:, d])
     for _ in range(_ROUNDS):
         design = np.column_stack([abilities, np.full(len(scores), -1.0)])
-        found = _regress(design, np.zeros(len(scores)), scores.T, found, np.zeros(d + 1), precision)
+        found = _regress(
+            design,
+            np.zeros(len(scores)),
+            scores.T,
+            found,
+            np.zeros(d + 1),
+            precision,
+            n_steps=_STEPS_OF_ROUND,
+        )
         items = Items(found[:, :d], found[:, d])
-        before, abilities = abilities, fit_abilities(items, scores, abilities)
-        if np.abs(abilities - before).max() < 1e-3:
+        before = abilities
+        abilities = _better_abilities(items, scores, before, _STEPS_OF_ROUND)
+        if np.abs(abilities - before).max() < _ROUND_TOLERANCE:
             break
     return items, abilities
+
+
+def _better_abilities(
+    items: Items, scores: FloatArray, start: FloatArray, n_steps: int
+) -> FloatArray:
+    """Return (P, d) abilities more likely than those to start from."""
+    d = items.slopes.shape[1]
+    precision = np.full(d, ABILITY_SD**-2)
+    return _regress(
+        items.slopes, -items.offsets, scores, start, np.zeros(d), precision, n_steps=n_steps
+    )
 
 
 def _regress(
@@ -126,6 +144,7 @@ def _regress(
     centre: FloatArray,
     precision: FloatArray,
     bounds: tuple[float, float] = (-np.inf, np.inf),
+    n_steps: int = _STEPS,
 ) -> FloatArray:
     """Return (B, d) coefficients of B logistic regressions over one design, with Gaussian priors.
 
@@ -140,6 +159,7 @@ def _regress(
         centre: (d,) means of the priors.
         precision: (d,) inverse variances of the priors.
         bounds: Of every coefficient.
+        n_steps: At most so many.
     """
     low, high = bounds
     n, d = design.shape
@@ -153,7 +173,7 @@ def _regress(
         return misfit + prior
 
     x, now = start, cost(start)
-    for _ in range(_STEPS):
+    for _ in range(n_steps):
         p = _sigmoid(x @ design.T + offset)
         gradient = (p - scores) @ design + (x - centre) * precision
         curvature = ((p * (1.0 - p)) @ outer).reshape(-1, d, d) + np.diag(precision)

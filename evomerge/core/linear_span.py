@@ -116,11 +116,11 @@ class LinearSpan:
         """
         breaks, rows_a, rows_b = _refine(a, b)
         grams = self._grams(breaks, start, stop)
-        basis_a, basis_b = self._basis(rows_a), self._basis(rows_b)
-        norm_a, norm_b = _norm(grams, basis_a), _norm(grams, basis_b)
+        basis = self._basis(np.concatenate((rows_a, rows_b))).reshape(2, *rows_a.shape)
+        norm_a, norm_b = _norms(grams, basis)
         if norm_a == 0.0 or norm_b == 0.0:
             return 0.0
-        distance = _norm(grams, basis_a / norm_a - basis_b / norm_b)
+        (distance,) = _norms(grams, basis[:1] / norm_a - basis[1:] / norm_b)
         return 2.0 * math.asin(min(distance / 2.0, 1.0))
 
     def simplify(self, segments: Segments, max_segments: int) -> Segments:
@@ -233,16 +233,16 @@ def _has_break(breaks: IntArray, point: int) -> bool:
     return bool(breaks[breaks.searchsorted(point)] == point)
 
 
-def _norm(grams: FloatArray, basis: FloatArray) -> float:
-    """Return the norm of (S, K) coefficients over the basis, given (S, K, K) Gram matrices.
+def _norms(grams: FloatArray, basis: FloatArray) -> list[float]:
+    """Return the norms of (n, S, K) coefficients over the basis, given (S, K, K) Gram matrices.
 
-    Products and a plain sum, not einsum or BLAS: those round differently on other CPUs, and a
+    Products and plain sums, not einsum or BLAS: those round differently on other CPUs, and a
     journal should replay on all of them.
     """
-    products = basis[:, :, None] * basis[:, None, :]
+    products = basis[..., :, None] * basis[..., None, :]
     products *= grams
-    square = float(np.add.reduce(products, axis=None))
-    return math.sqrt(max(square, 0.0))
+    squares = np.add.reduce(products.reshape(len(basis), -1), axis=1)
+    return [math.sqrt(max(square, 0.0)) for square in squares.tolist()]
 
 
 def _compact(breaks: IntArray, coefficients: FloatArray) -> Segments:

@@ -119,10 +119,16 @@ def weighted_sums(
 def roulette(weights: FloatArray, rng: np.random.Generator, exclude: int | None = None) -> int:
     """Return an index drawn in proportion to (P,) weights, never `exclude`.
 
-    Uniform over all indices but `exclude` when the weights are all zero. Draws exactly one
-    number from `rng` either way.
+    Draws exactly one number from `rng`; see `index_at`.
     """
-    draw = rng.random()
+    return index_at(rng.random(), weights, exclude)
+
+
+def index_at(draw: float, weights: FloatArray, exclude: int | None = None) -> int:
+    """Return the index that a draw from [0, 1) picks in proportion to (P,) weights.
+
+    Never `exclude`; uniform over the others when the weights are all zero.
+    """
     if exclude is not None:
         weights = weights.copy()
         weights[exclude] = 0.0
@@ -136,6 +142,21 @@ def roulette(weights: FloatArray, rng: np.random.Generator, exclude: int | None 
         return int(draw * len(weights))
     index = int(draw * (len(weights) - 1))
     return index + (index >= exclude)
+
+
+def sure_index_at(draw: float, weights: FloatArray, tolerance: float) -> int | None:
+    """Return `index_at` of weights known to a relative error; None where it might be another.
+
+    Args:
+        draw: From [0, 1).
+        weights: (P,) non-negative.
+        tolerance: Largest error of any sum of weights, as a share of the sum of all.
+    """
+    edges = weights.cumsum(dtype=np.float64)
+    target = draw * edges[-1]
+    if np.abs(edges - target).min() <= 2.0 * tolerance * edges[-1]:  # of the edge, and the target
+        return None
+    return int(edges.searchsorted(target, side="right"))
 
 
 def _check(scores: FloatArray) -> None:

@@ -1,4 +1,4 @@
-"""Pick candidates off a front: `knee`, `best:math`, `weights:math=1,ja=2`, `max(math) s.t. ja>=0.7`.
+"""Pick candidates off a front by a short text: `knee`, `best:math`, `max(math) s.t. ja>=0.7`.
 
 Shapes: F candidates on the front, M objectives, all maximised.
 """

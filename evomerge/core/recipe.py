@@ -23,6 +23,8 @@ FORMAT = 1
 
 Setting = str | float | int | bool | None
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
@@ -71,7 +73,7 @@ class Recipe:
                 breaks.ndim != 1
                 or len(breaks) < 2
                 or breaks[0] != 0
-                or (np.diff(breaks) <= 0).any()
+                or (breaks[1:] <= breaks[:-1]).any()
             ):
                 raise ConfigError("recipe: breaks must rise strictly from 0")
             if rows and rows != {len(breaks) - 1}:
@@ -147,17 +149,16 @@ class Recipe:
 
     @cached_property
     def _digest(self) -> str:
-        arrays = dict(self.params)
-        shapes = {name: value.shape for name, value in arrays.items()}
+        shapes = {name: value.shape for name, value in self.params.items()}
         head = [FORMAT, self.operator, self.sources, self.grouping, self.settings, shapes]
         hasher = hashlib.blake2b(canonical_json(head).encode(), digest_size=8)
-        for value in arrays.values():
-            hasher.update((value + 0.0).astype("<f8").tobytes())  # -0.0 is 0.0
+        for value in self.params.values():
+            hasher.update((value + 0.0).astype("<f8", copy=False).tobytes())  # -0.0 is 0.0
         if self.breaks is not None:
-            hasher.update(self.breaks.astype("<i8").tobytes())
+            hasher.update(self.breaks.astype("<i8", copy=False).tobytes())
         return hasher.hexdigest()
 
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces; refuses NaN and infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)

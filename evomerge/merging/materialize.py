@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -63,6 +64,7 @@ def materialize(
     into: Mapping[str, Tensor] | None = None,
     operators: Sequence[MergeOperator] | None = None,
     add: WeightedSum | None = None,
+    is_plain: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of the merged model, in the order of `space.tensors`.
 
@@ -83,6 +85,7 @@ def materialize(
             method can; the yielded tensor is then this one.
         operators: From `build_operators`, when at hand.
         add: Computes weighted sums, perhaps later: results are then not checked to be finite.
+        is_plain: Use no compiled kernels; the results are the same, bit for bit.
 
     Raises:
         ConfigError: The recipe does not fit the space; see `build_operators`.
@@ -103,7 +106,7 @@ def materialize(
         bool(getattr(cls, "needs_factors", False)),
         into or {},
         add,
-        _least_compiled(space),
+        sys.maxsize if is_plain else _least_compiled(space),
     )
     merged = [tensor.spec.name for tensor in space.merged]
     rows: tuple[int, ...] = ()

@@ -17,10 +17,10 @@ from evomerge.config.schema import without_servers
 from evomerge.core.arrays import FloatArray
 from evomerge.core.constrained_front import ConstrainedFront
 from evomerge.core.hypervolume_estimate import estimate_hypervolume
+from evomerge.core.intervals import Resampled, resample
 from evomerge.core.pareto import frozen_reference
 from evomerge.core.picking import pick
 from evomerge.errors import RunError
-from evomerge.report.intervals import Resampled, resample
 from evomerge.report.timing import read_timing
 from evomerge.seeding import generator
 
@@ -103,7 +103,6 @@ def _run_facts(
     results: RunResults, reference: FloatArray, marks: Sequence[float]
 ) -> dict[str, Any]:
     front = results.front()
-    names = results.objectives.names
     return {
         "run": str(results.folder.path),
         "algorithm": results.config.algorithm["name"],

@@ -1,7 +1,8 @@
 """Scores on examples that the search never saw, beside those it optimised.
 
-Read from ``validation.json`` of a run, where there is one:
-``{"n": {objective: examples}, "candidates": {id: {objective: mean score}}}``.
+Read from ``validation.json`` of a run, where there is one: ``{"n": {objective: examples},
+"candidates": {id: {objective: mean score}}}`` and, where it is known, ``"shrunken"`` as
+``candidates`` (see `core.finalists`); written by `config.finalists`, the rest is not shown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ FILE = "validation.json"
 
 
 def validation(scored: Scored) -> dict[str, Any] | None:
-    """Return search and validation values per candidate and objective; None without figures.
+    """Return search, validation and shrunken values of each objective; None without figures.
 
     Raises:
         RunError: The file is damaged.
@@ -32,12 +33,16 @@ def validation(scored: Scored) -> dict[str, Any] | None:
         body = json.loads(path.read_bytes())
         sizes = [int(body["n"].get(name, 0)) for name in names]
         measured = {int(i): values for i, values in body["candidates"].items()}
+        drawn = {int(i): values for i, values in body.get("shrunken", {}).items()}
         ids = sorted(set(measured) & set(searched))
         return {
             "n": sizes,
             "id": ids,
             "search": [[short(float(searched[i][m])) for i in ids] for m in range(len(names))],
             "validation": [[short(_number(measured[i].get(name))) for i in ids] for name in names],
+            "shrunken": [
+                [short(_number(drawn.get(i, {}).get(name))) for i in ids] for name in names
+            ],
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, EvomergeError, ExecutorError, first_line
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.http_client import Meter, usage_text
+from evomerge.evaluation.sanity import watched_outputs
 from evomerge.evaluation.served_subject import ServedModel
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import Derived
@@ -30,6 +32,7 @@ from evomerge.merging.plan import build_operators, tensor_keys
 from evomerge.merging.source import TensorSource
 from evomerge.merging.weights_digest import WeightsDigest
 from evomerge.runtime.placement import release_memory
+from evomerge.runtime.spot_check import check_resident
 from evomerge.search.ports import Outcome
 
 
@@ -86,8 +89,9 @@ class Worker:
         """Merge, install, score; a failure becomes an evaluation with an error.
 
         Raises:
-            ExecutorError: The device is in a state that only a new process can leave, or a server
-                that scores cannot be used: neither is the candidate's fault.
+            ExecutorError: The device is in a state that only a new process can leave, a resident
+                model is not what its recipe says, or a server that scores cannot be used: none
+                is the candidate's fault.
         """
         started = time.perf_counter()
         detail, is_transient = "", False
@@ -96,6 +100,7 @@ class Worker:
             subject.name = f"candidate {candidate.id}"  # in messages
         try:
             weights = self.install(candidate.recipe)
+            self._check_resident(candidate.recipe)
             evaluation = Evaluation(candidate, self.score(candidate.examples), None, weights)
         except torch.AcceleratorError as error:
             raise ExecutorError(
@@ -151,6 +156,20 @@ class Worker:
         served = [model.install(recipe) for model in self._served]
         return self._digest.hexdigest() if self._subjects else next(iter(served), "")
 
+    def _check_resident(self, recipe: Recipe) -> None:
+        """Raise ExecutorError when a sampled tensor of a resident model is not the recipe's."""
+        for subject, resident in zip(self._subjects, self._resident, strict=True):
+            check_resident(
+                recipe,
+                self._inputs.space,
+                self._inputs.sources,
+                self._inputs.derived,
+                held=subject.destinations(),
+                installed=resident,
+                device=self._device,
+                name=subject.name,
+            )
+
     def score(self, examples: IntArray | None = None) -> dict[str, ScoreArray]:
         """Return every task's per-example scores of the installed model.
 
@@ -167,16 +186,26 @@ class Worker:
         start = 0
         for task, (evaluator, subject) in self._evaluators.items():
             n_examples = evaluator.n_examples()
-            if examples is None:
-                scores[task] = _checked(task, evaluator.evaluate(subject), n_examples)
-            else:
+            own = None
+            if examples is not None:
                 own = examples[(examples >= start) & (examples < start + n_examples)] - start
                 scores[task] = np.full(n_examples, np.nan, np.float32)
-                if len(own):
+            if own is None or len(own):
+                with _watched(subject):
                     found = evaluator.evaluate(subject, own)
+                if own is None:
+                    scores[task] = _checked(task, found, n_examples)
+                else:
                     scores[task][own] = _checked(task, found, len(own))
             start += n_examples
         return scores
+
+
+def _watched(subject: Subject | ServedModel) -> AbstractContextManager[None]:
+    """Return what checks the outputs of a model that is here."""
+    if isinstance(subject, Subject):
+        return watched_outputs(subject.model, subject.name)
+    return nullcontext()
 
 
 def _checked(task: str, scores: ScoreArray, n_examples: int) -> ScoreArray:

@@ -1,9 +1,11 @@
 """Help: every verb has it, and asking for it loads nothing heavy."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -11,7 +13,8 @@ import typer.main
 from evomerge.cli.main import app
 
 VERBS = ("search", "resume", "status", "front", "export", "ask", "merge", "check", "prepare",
-         "quickstart", "repair", "report")  # fmt: skip
+         "quickstart", "repair", "report", "serve", "init", "plan", "schema", "compare", "replay",
+         "gc", "validate")  # fmt: skip
 HEAVY = ("torch", "ray", "numpy", "transformers", "pandas", "pydantic", "matplotlib", "nevergrad",
          "optuna", "safetensors", "sklearn")  # fmt: skip
 PROBE = """
@@ -36,7 +39,10 @@ def test_help_works(arguments, evomerge):
     assert done.out.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("verb", ["search", "resume", "export", "ask", "prepare", "report", "repair"])
+@pytest.mark.parametrize("verb", [
+    "search", "resume", "export", "ask", "prepare", "report", "repair", "check", "front", "init",
+    "plan", "schema", "compare", "replay", "gc",
+])  # fmt: skip
 def test_help_shows_an_example_that_parses(verb, evomerge):
     text = " ".join(evomerge(verb, "--help").out.split())
     example = re.search(rf"Example: evomerge ({verb} .*?) (?:Arguments|Options):", text)
@@ -50,6 +56,28 @@ def test_help_of_the_program_says_how_to_begin_and_what_exit_codes_mean(evomerge
     assert "0 done, 2 bad config, 3 preflight or run failed, 75 interrupted and resumable" in text
     for verb in VERBS:
         assert f" {verb} " in text
+
+
+@pytest.mark.parametrize("verb", ["init", "plan", "schema", "compare", "replay", "gc"])
+def test_help_says_what_exit_codes_mean(verb, evomerge):
+    assert "Exit codes: 0 " in " ".join(evomerge(verb, "--help").out.split())
+
+
+def test_shells_can_complete_verbs():
+    script = Path(sys.executable).with_name("evomerge")
+    if not script.exists():
+        pytest.skip("evomerge is not installed as a command")
+    done = subprocess.run(
+        [script],
+        env={
+            **os.environ,
+            "_EVOMERGE_COMPLETE": "complete_bash",
+            "COMP_WORDS": "evomerge re",
+            "COMP_CWORD": "1",
+        },
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["resume", "repair", "report", "replay"], done.stderr
 
 
 def test_no_arguments_mean_help(evomerge):

@@ -61,7 +61,14 @@ def test_mistakes_are_seen(change, validator):
     "change",
     [
         {"merge": "linear"},
-        {"merge": {"name": "ties", "groups": "block:4", "weights": {"curve": 3}, "density": [0, 1]}},
+        {
+            "merge": {
+                "name": "ties",
+                "groups": "block:4",
+                "weights": {"curve": 3},
+                "density": [0, 1],
+            }
+        },
         {"merge": {"groups": "layer", "any_of": ["linear", {"name": "ties", "density": "search"}]}},
         {"merge": {"name": "layer_sequence", "repeats": 2}},
         {"racing": "paired"},

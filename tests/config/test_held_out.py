@@ -16,7 +16,8 @@ ROWS = [{"prompt": f"{i} and", "options": ["a", "b"], "gold": i % 2} for i in ra
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
     """Build the tasks of a config whose first task has these search and held-out keys."""
-    for name, rows in (("e", ROWS), ("other", ROWS[::-1])):
+    others = [row | {"prompt": f"{row['prompt']} else"} for row in ROWS]
+    for name, rows in (("e", ROWS), ("other", others), ("shuffled", others[2:] + ROWS[3:4])):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
     shutil.copy(tmp_path / "e.jsonl", tmp_path / "copy.jsonl")
@@ -85,6 +86,11 @@ def test_examples_of_another_task_are_searched_on_too(tasks):
     assert tasks(evaluator, held_out, CHOICE | {"rows": [0, 5]}).held_out
     with pytest.raises(ConfigError, match=r"shares rows 5\.\.6 of .* of task 'u0'"):
         tasks(evaluator, held_out, CHOICE | {"rows": [3, 7]})
+
+
+def test_a_copy_of_an_example_in_another_file_is_refused(tasks):
+    with pytest.raises(ConfigError, match=r"1 held-out examples .* search of task 't', such as n"):
+        tasks(CHOICE, {"examples": "shuffled.jsonl"})
 
 
 def test_an_empty_section_is_refused(tasks):

@@ -18,7 +18,9 @@ from evomerge.core.objective import Objectives, mixture
 from evomerge.errors import ConfigError, nearest
 from evomerge.seeding import generator
 
-_REFIT_GROWTH = 1.2  # of the number of full scores, from one fit to the next
+_MOST_PARENTS = 32  # a warm start may have hundreds of founders
+_KEPT = 256  # full scores beside the parents', the latest: they are held in memory
+_REFIT_GROWTH = 1.25  # of the number of full scores, from one fit to the next
 
 
 @race("anchors")
@@ -26,30 +28,35 @@ _REFIT_GROWTH = 1.2  # of the number of full scores, from one fit to the next
 class AnchorRace:
     """Scores candidates on n anchors; what it tells of the other examples comes from a model.
 
-    The founders are scored in full. From their scores the anchors are picked, once, and a model is
-    fitted, again and again as more candidates are fully scored. Whenever as many examples were spent
-    as `champion_every` full evaluations take, the candidate with the best estimate since then is
-    scored in full: only such ones, and the founders, get onto the front.
+    The founders, and `warm_up` candidates, are scored in full. Then the anchors are picked, once,
+    and a model of the scores is fitted, again and again as more candidates are fully scored.
+    Whenever as many examples were spent as `champion_every` full evaluations take, the candidate
+    with the best estimate since then is scored in full: only what is gets onto the front.
 
     Not exact: the algorithm is told estimates, which rank candidates better than they value them,
     and is told of a champion a second time.
 
     Source: algorithms.md §6; MERGE3, [2502.10436](https://arxiv.org/abs/2502.10436).
-    Differs from it: anchors are clustered, item parameters come from this run's own full scores,
-    those are refitted, and champions are scored in full while the search goes on.
+    Differs from it: item parameters come from this run's own full scores and are refitted, and
+    champions are scored in full while the search goes on.
 
     Attributes:
         n: How many anchors, of all tasks together.
-        pick: "random", "clustered" (by the founders' scores), "item_clusters" (by the parameters
-            of an item response model) or "entropy" (those more often on which founders disagree).
-        estimator: "weighted" (the anchors' weighted mean; founders' means say which examples are
-            hard), "mp_irt" (a mixture of the founders' abilities) or "gmp_irt" (half of each).
+        pick: "random", "clustered" (by the scores known so far), "item_clusters" (by the
+            parameters of an item response model) or "entropy" (more often those on which models
+            disagree). Clusters need more than the founders' scores: measured to be worse than
+            random with them alone, and better with a `warm_up` of 20.
+        warm_up: Candidates scored in full before anchors are picked.
+        estimator: "weighted" (the anchors' weighted mean; the means of the models known say which
+            examples are hard), "mp_irt" (a mixture of the founders' abilities) or "gmp_irt" (half
+            of each).
         dimensions: Abilities of the item response model.
         champion_every: Full evaluations' worth of examples between two champions.
     """
 
     n: int = 50
-    pick: str = "clustered"
+    pick: str = "random"
+    warm_up: int = 0
     estimator: str = "gmp_irt"
     dimensions: int = DIMENSIONS
     champion_every: float = 3.0
@@ -67,9 +74,9 @@ class AnchorRace:
                     f"racing.{name}: there is no {value!r}.{nearest(value, known)} "
                     f"Known: {', '.join(known)}."
                 )
-        if self.n < 1 or self.dimensions < 1 or self.champion_every <= 0.0:
+        if self.n < 1 or self.dimensions < 1 or self.warm_up < 0 or self.champion_every <= 0.0:
             raise ConfigError(
-                "racing: n and dimensions must be at least 1, champion_every more than 0"
+                "racing: n and dimensions must be at least 1, warm_up 0, champion_every more than 0"
             )
 
     def around(self, algorithm: SearchAlgorithm) -> SearchAlgorithm:
@@ -91,11 +98,14 @@ class AnchorRacing(Racing):
         weights = getattr(self.inner, "weights", None)
         self._mixture = mixture(weights, objectives, "algorithm.weights")
         self._feasibility = Feasibility(objectives.constraints)
-        self._n_parents = max(2, len(space.founders))
+        n_founders = max(2, len(space.founders))
+        self._n_parents = min(n_founders, _MOST_PARENTS)
+        self._n_first = n_founders + self._settings.warm_up  # full scores to pick anchors from
         self._rows: dict[str, FloatArray] = {}  # recipe digest -> (N,) full scores, as told
         self._anchors: Anchors | None = None
         self._model: AnchorModel | None = None
-        self._n_fitted = 0  # of the rows, in the model
+        self._n_rows = 0  # that were ever among them
+        self._n_fitted = 0  # of these, when the model was fitted
         self._spent = 0  # examples since the last champion
         self._hopeful: tuple[tuple[float, float], Runner] | None = None  # best since then
         self._crowned: list[Runner] = []
@@ -129,12 +139,15 @@ class AnchorRacing(Racing):
             self._hopeful, self._spent = None, 0
 
     def _take_in(self, evaluation: Evaluation) -> None:
-        """Keep a full row of scores; pick the anchors when there are as many as founders."""
+        """Keep a full row of scores; pick the anchors when there are enough."""
         measured = self._feasibility.measure(evaluation)
         self._feasibility.learn(evaluation.candidate.origin, measured)
-        row = evaluation.flat_scores().astype(np.float64)
-        self._rows[evaluation.candidate.recipe.digest()] = row
-        if self._anchors is None and len(self._rows) >= self._n_parents:
+        digest = evaluation.candidate.recipe.digest()
+        self._n_rows += digest not in self._rows
+        self._rows[digest] = evaluation.flat_scores().astype(np.float64)
+        if len(self._rows) > self._n_parents + _KEPT:
+            del self._rows[list(self._rows)[self._n_parents]]
+        if self._anchors is None and self._n_rows >= self._n_first:
             n = min(self._first, self._n_examples)
             rows = np.stack(list(self._rows.values()))
             rng = generator(0, "anchors")
@@ -155,11 +168,10 @@ class AnchorRacing(Racing):
 
     def _fitted(self) -> AnchorModel:
         """Return a model that knows most of the full scores."""
-        if self._model is None or len(self._rows) >= _REFIT_GROWTH * self._n_fitted:
-            rows = np.stack(list(self._rows.values()))
-            self._n_fitted = len(rows)
+        if self._model is None or self._n_rows >= _REFIT_GROWTH * self._n_fitted:
+            self._n_fitted = self._n_rows
             self._model = AnchorModel.fit(
-                rows,
+                np.stack(list(self._rows.values())),
                 self._n_parents,
                 self._sizes,
                 self._settings.estimator,

@@ -213,9 +213,10 @@ function drawValidation() {
       customdata: rows.map((i) => found.id[i]), text: rows.map((i) => `candidate ${found.id[i]}`),
       marker: { color: colour("front"), size: 9 } },
   ], { xaxis: axis(`${name}, search`), yaxis: axis(`${name}, validation`) }, String(m));
-  const heads = ["search", "validation", "gap"].map((text) => ({ text, number: true }));
+  const heads = ["search", "validation", "gap", "shrunken"].map((text) => ({ text, number: true }));
   fillTable(byId("validation-table"), [{ text: "candidate", number: true }, ...heads],
-    rows.map((i) => [candidateButton(found.id[i]), show(search[i]), show(later[i]), signed(search[i] - later[i])]));
+    rows.map((i) => [candidateButton(found.id[i]), show(search[i]), show(later[i]), signed(search[i] - later[i]),
+      found.shrunken[m][i] === null ? "" : show(found.shrunken[m][i])]));
 }
 
 // ------------------------------------------------- failures and environment

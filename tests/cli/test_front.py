@@ -1,0 +1,54 @@
+"""`evomerge front`: as a table, CSV, and picked from."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from tests.cli.command import assert_one_line
+
+
+def test_csv_has_the_values_of_the_json(place, evomerge):
+    rows = json.loads(evomerge("front", "tiny", "--json").out)
+    done = evomerge("front", "tiny", "--csv")
+    assert (done.code, done.messages) == (0, [])
+    read = list(csv.DictReader(io.StringIO(done.out)))
+    assert list(read[0]) == ["candidate", "up", "down", "recipe", "origin", "parents"]
+    assert [int(row["candidate"]) for row in read] == [row["candidate"] for row in rows]
+    assert [float(row["up"]) for row in read] == [row["objectives"]["up"] for row in rows]
+
+
+def test_csv_has_the_constraints(place, evomerge):
+    place.put("constraints", [{"task": "up", "at_least": 0.0}])
+    place.write()
+    assert evomerge("search", "c.yaml", "--run", "own").code == 0
+    done = evomerge("front", "own", "--csv")
+    row = next(csv.DictReader(io.StringIO(done.out)))
+    assert row["feasible"] == "True"
+    assert row["up >= 0"] == row["up"]
+
+
+def test_a_limit_picks_one_of_the_front(place, evomerge):
+    rows = json.loads(evomerge("front", "tiny", "--json").out)
+    limit = sorted(row["objectives"]["down"] for row in rows)[len(rows) // 2]
+    kept = [row for row in rows if row["objectives"]["down"] >= limit]
+    best = max(kept, key=lambda row: row["objectives"]["up"])
+    pick = f"max(up) s.t. down>={limit!r}"
+    assert json.loads(evomerge("front", "tiny", "--pick", pick, "--json").out) == [best]
+    done = evomerge("export", "tiny", "--pick", pick, "--out", "merged", "--json")
+    assert json.loads(done.out)[0]["candidate"] == best["candidate"]
+    knee = json.loads(evomerge("front", "tiny", "--pick", "knee", "--json").out)
+    assert len(knee) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--pick", "max(up) s.t. down>=9"), "nothing on the front keeps the limits"),
+        (("--pick", "candidate:999"), "not one of the candidates that are listed"),
+        (("--csv", "--json"), "give one of them"),
+    ],
+)
+def test_refusals(options, says, place, evomerge):
+    assert_one_line(evomerge("front", "tiny", *options), 2, (says,), "ConfigError")
