@@ -37,9 +37,11 @@ from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec, alig
 from evomerge.core.recipe import Recipe
 from evomerge.search.events import asked_event, candidate_of, told_event
 from evomerge.storage.journal import read_journal
+from evomerge.storage.journal_events import check_events
 from evomerge.storage.model_folder import ModelFolder
 from evomerge.storage.run_store import RunFolder, check_header
 from evomerge.storage.safetensors_file import SafetensorsFile
+from evomerge.storage.salvage import salvage
 from evomerge.storage.untrusted_files import parse_json_object
 
 Reader = Callable[[bytes], object]
@@ -214,9 +216,10 @@ def _journal(place: Path) -> Reader:
     def read(data: bytes) -> None:
         path.write_bytes(data)
         events = read_journal(path)[0]
-        if events:
-            check_header(events[0], path)
-        for event in events[1:]:
+        check_events(events, path)
+        for event in events:
+            if event["kind"] == "header":
+                check_header(event, path)
             if event["kind"] == "asked":
                 candidate_of(event, 0)
 
@@ -235,6 +238,20 @@ def _run_results(place: Path) -> Reader:
         results.status()
         for member in results.front_members():
             results.candidate(member["candidate"])
+
+    return read
+
+
+def _salvage(place: Path) -> Reader:
+    run = RunFolder(place / "run")
+    run.arrived.mkdir(parents=True)
+    run.sources.write_text("[]")
+    run.config.write_text(json.dumps(CONFIG))
+    run.scores.write_bytes(bytes(64))
+
+    def read(data: bytes) -> None:
+        run.journal.write_bytes(data)
+        salvage(run)
 
     return read
 
@@ -338,7 +355,7 @@ def _aligned(n_sources: int) -> ModelSpace:
 
 def _mergekit(place: Path) -> Reader:
     path = place / "merge.yaml"
-    spaces = {n: _aligned(n) for n in (1, 2, 3, 4)}
+    spaces = {n: _aligned(n) for n in (2, 3, 4)}
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
@@ -364,6 +381,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "journal": Target(15, _journal, _journals, mutated_journal),
     "run_results": Target(3, _run_results, _journals, mutated_journal),
+    "salvage": Target(3, _salvage, _journals, mutated_journal),
     "recipe": Target(
         25,
         _recipe,

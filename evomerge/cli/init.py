@@ -59,7 +59,10 @@ def init_command(
     remarks: tuple[str, ...] = ()
     if converted is None:
         if sys.stdin.isatty():
-            answers = asked(answers, lambda text: str(typer.prompt(text, default="", err=True)))
+            answers = asked(
+                answers,
+                lambda text: str(typer.prompt(text, default="", show_default=False, err=True)),
+            )
         text = starter(answers, folder, "search" if out == _PRINT else Path(out).stem)
     else:
         text, remarks = _convert(answers, from_mergekit_evolve, from_mergenetic, n_layers, folder)

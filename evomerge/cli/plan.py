@@ -40,12 +40,12 @@ def lines(facts: dict[str, Any], detect: float | None = None) -> list[str]:
     last = facts["warm_ups"][-1]
     parts = [f"merge {duration(last['merge_seconds'])}"]
     parts += [f"{task} {duration(s)}" for task, s in last["score_seconds"].items()]
-    n = facts["workers"]
+    n, threads = facts["workers"], _count(facts["threads"], "thread")
     found = [
         f"per candidate  {' · '.join(parts)}  (second of two warm-ups; CPU "
-        f"{duration(last['cpu_seconds'])}; {facts['device']}, {facts['threads']} threads)",
+        f"{duration(last['cpu_seconds'])}; {facts['device']}, {threads})",
         f"before them    {duration(facts['start_seconds'])} for statistics and loading",
-        f"budget         {_cost(facts['budget'])} with {n} worker{'' if n == 1 else 's'}",
+        f"budget         {_cost(facts['budget'])} with {_count(n, 'worker')}",
         f"disk           {size(facts['disk']['run_bytes'])} for the run, "
         f"{size(facts['disk']['export_bytes'])} per exported model, "
         f"{size(facts['disk']['free_bytes'])} free",
@@ -69,6 +69,10 @@ def lines(facts: dict[str, Any], detect: float | None = None) -> list[str]:
     return [*found, f"half examples  {_cost(facts['half_the_examples'])}{detectable}"]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _cost(facts: dict[str, Any]) -> str:
     unit, hours = (
         ("GPU", facts["gpu_hours"]) if "gpu_hours" in facts else ("CPU", facts["cpu_hours"])
@@ -77,7 +81,7 @@ def _cost(facts: dict[str, Any]) -> str:
     stopped = f", stops at budget.seconds, {duration(stop)}" if stop is not None else ""
     return (
         f"{facts['evaluations']} evaluations in {duration(facts['seconds'])}{stopped} · "
-        f"{hours:.2g} {unit}-hours"
+        f"{f'{hours:.2g}' if hours >= 0.01 else 'under 0.01'} {unit}-hours"
     )
 
 

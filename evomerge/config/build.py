@@ -94,16 +94,18 @@ def resolve_sections(config: RunConfig, base_dir: Path) -> RunConfig:
         config.runtime.executor, config.runtime.cpus_per_worker
     )
     look_ahead = config.search.look_ahead or 3 * workers
-    cache = config.runtime.cache
-    if cache is not None:
-        cache = str((base_dir / Path(cache).expanduser()).resolve())
+    folders = {
+        key: str((base_dir / Path(folder).expanduser()).resolve())
+        for key, folder in (("cache", config.runtime.cache), ("ledger", config.runtime.ledger))
+        if folder is not None
+    }
     return config.model_copy(
         update={
             "algorithm": algorithm,
             "racing": racing,
             "tasks": tasks,
             "search": config.search.model_copy(update={"look_ahead": look_ahead}),
-            "runtime": config.runtime.model_copy(update={"workers": workers, "cache": cache}),
+            "runtime": config.runtime.model_copy(update={"workers": workers, **folders}),
         }
     )
 

@@ -18,10 +18,11 @@ from evomerge.core.feasibility import Feasibility
 from evomerge.core.front_rows import front_rows
 from evomerge.core.hypervolume_estimate import VolumeEstimate, estimate_hypervolume
 from evomerge.core.pareto import ParetoFront, frozen_reference
-from evomerge.errors import ConfigError, RunError
+from evomerge.errors import ConfigError, JournalError, RunError
 from evomerge.evaluation.http_client import Usage, logged_usage
 from evomerge.search.events import Event, candidate_of
 from evomerge.seeding import generator
+from evomerge.storage.journal_events import check_events
 from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder, check_header
 
@@ -43,21 +44,29 @@ class RunResults:
         self.folder = folder
         self.config = read_run_config(folder)
         self.objectives = build_objectives(self.config)
+        if events is not None:
+            check_events(events, folder.journal)
         events = list(folder.read_events() if events is None else events)
         self.header = check_header(events.pop(0), folder.journal) if events else {}
         self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
+        unknown = next((e["id"] for e in self.told if e["id"] not in self.asked), None)
+        if unknown is not None:
+            raise JournalError(f"{folder.journal}: has a result of {unknown}, which was never asked")
         self._front = ConstrainedFront(
             self.objectives.constraints, n_objectives=len(self.objectives)
         )
         for event in self.scored:
             candidate_id = int(event["id"])
-            self._front.add(
-                candidate_id,
-                np.array(event["objectives"]),
-                np.array(event.get("measured", [])),
-                str(self.asked[candidate_id]["origin"]),
-            )
+            try:
+                self._front.add(
+                    candidate_id,
+                    np.array(event["objectives"]),
+                    np.array(event.get("measured", [])),
+                    str(self.asked[candidate_id]["origin"]),
+                )
+            except ValueError as error:
+                raise JournalError(f"{folder.journal}: does not fit config.yaml: {error}") from None
 
     @property
     def scored(self) -> list[Event]:
@@ -73,7 +82,7 @@ class RunResults:
     def done(self) -> float:
         """How many evaluations of all examples were told, or as many examples of more of them."""
         counts = (self.asked[int(event["id"])].get("examples") for event in self.told)
-        n_examples = sum(self.header["tasks"].values())
+        n_examples = sum(self.header.get("tasks", {}).values()) or 1
         return sum(1.0 if n is None else int(n.split(":")[0]) / n_examples for n in counts)
 
     def front(self) -> ParetoFront:

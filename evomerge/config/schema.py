@@ -172,6 +172,7 @@ class RuntimeConfig(_Section):
         timeout_seconds: Deadline of one evaluation (Ray only).
         cache: Folder of what is computed once per set of models; None: $EVOMERGE_CACHE, or
             evomerge's folder in the user's cache folder.
+        ledger: Folder of a ledger of scores that runs on this machine share; None: none.
     """
 
     executor: Literal["in-process", "ray"] = "in-process"
@@ -184,6 +185,7 @@ class RuntimeConfig(_Section):
     max_attempts: int = Field(default=3, ge=1)
     timeout_seconds: float = Field(default=3600.0, gt=0)
     cache: str | None = None
+    ledger: str | None = None
 
 
 class RunConfig(_Section):

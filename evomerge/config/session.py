@@ -36,6 +36,7 @@ from evomerge.config.workers import (
     build_worker,
     derived_bytes,
     load_derived,
+    open_memory,
     read_run_config,
     read_sources,
     worker_of,
@@ -224,16 +225,13 @@ class Session:
         threads = runtime.threads or threads_per_worker(workers, self.models.space.n_elements)
         if runtime.executor == "in-process":
             inputs = MergeInputs(self.models.space, self.models.sources, self.derived)
-            return InProcessExecutor(
-                worker_of(
-                    inputs,
-                    self.models,
-                    self.tasks.search,
-                    device=runtime.device,
-                    threads=threads,
-                ),
-                max_attempts=runtime.max_attempts,
+            worker = worker_of(
+                inputs, self.models, self.tasks.search, device=runtime.device, threads=threads
             )
+            worker.memory = open_memory(
+                self.config, self.models, self.tasks.search, threads=threads
+            )
+            return InProcessExecutor(worker, max_attempts=runtime.max_attempts)
         from evomerge.runtime.ray_pool import RayPool
 
         return RayPool(

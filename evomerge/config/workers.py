@@ -15,6 +15,7 @@ from evomerge.config.cache import usable_cache
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig, parse_config
 from evomerge.config.served import serve
+from evomerge.config.shared_scores import SharedScores
 from evomerge.config.tasks import build_tasks
 from evomerge.config.yaml_file import read_yaml
 from evomerge.core.linear_span import LinearSpan, block_size
@@ -27,8 +28,9 @@ from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import DTYPES
 from evomerge.runtime.layer_worker import LayerWorker
 from evomerge.runtime.placement import pick_device, use_threads
-from evomerge.runtime.worker import MergeInputs, Worker
+from evomerge.runtime.worker import MergeInputs, ScoreMemory, Worker
 from evomerge.storage.run_store import RunFolder
+from evomerge.storage.shared_ledger import SharedLedger
 
 PREFIX_GRAMS = "prefix_grams"  # key in derived.npz beside those of `Derived.to_arrays`
 
@@ -98,8 +100,25 @@ def build_worker(run: Path, device: str, threads: int, name: str) -> Worker:
     models = open_models(config, known=read_sources(folder), check=False)
     derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
     inputs = MergeInputs(models.space, models.sources, derived)
-    tasks = build_tasks(config)
-    return worker_of(inputs, models, tasks.search, device=device, threads=threads, name=name)
+    tasks = build_tasks(config).search
+    worker = worker_of(inputs, models, tasks, device=device, threads=threads, name=name)
+    worker.memory = open_memory(config, models, tasks, threads=threads)
+    return worker
+
+
+def open_memory(
+    config: RunConfig, models: OpenModels, evaluators: Mapping[str, Evaluator], *, threads: int
+) -> ScoreMemory | None:
+    """Return the ledger that `runtime.ledger` names, for a search's worker; None without one.
+
+    Raises:
+        UnavailableError: It cannot be used.
+    """
+    if config.runtime.ledger is None:
+        return None
+    ledger = SharedLedger(Path(config.runtime.ledger))
+    device = pick_device(config.runtime.device)
+    return SharedScores(ledger, evaluators, donor=models.donor, device=device, threads=threads)
 
 
 def worker_of(

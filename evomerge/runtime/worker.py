@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evomerge.core.arrays import IntArray, ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, EvomergeError, ExecutorError, first_line
@@ -41,6 +41,18 @@ class CandidateScorer(Protocol):
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Return scores or the error, with the time taken."""
+        ...
+
+
+class ScoreMemory(Protocol):
+    """Remembers what merged tensors scored, in other runs as well."""
+
+    def recall(self, weights: str) -> ScoreArray:
+        """Return (N,) scores over all tasks, in task-name order; NaN where none is known."""
+        ...
+
+    def keep(self, weights: str, row: ScoreArray) -> None:
+        """Remember (N,) scores; NaN where an example was not scored."""
         ...
 
 
@@ -81,6 +93,8 @@ class Worker:
         self._meters += [e.meter for e, _ in self._evaluators.values() if hasattr(e, "meter")]
         self._device = device
         self.name = name
+        self.memory: ScoreMemory | None = None  # set it to have scores of other runs taken over
+        self._n_recalled = 0  # scores of the candidate in hand that came from `memory`
         self._digest = WeightsDigest()
         # Of each resident model: tensor -> key of the value it holds.
         self._resident: list[dict[str, object]] = [{} for _ in self._subjects]
@@ -95,13 +109,15 @@ class Worker:
         """
         started = time.perf_counter()
         detail, is_transient = "", False
+        self._n_recalled = 0
         scored: list[Subject | ServedModel] = [*self._subjects, *self._served]
         for subject in scored:
             subject.name = f"candidate {candidate.id}"  # in messages
         try:
             weights = self.install(candidate.recipe)
             self._check_resident(candidate.recipe)
-            evaluation = Evaluation(candidate, self.score(candidate.examples), None, weights)
+            scores = self._scores_of(weights, candidate.examples)
+            evaluation = Evaluation(candidate, scores, None, weights)
         except torch.AcceleratorError as error:
             raise ExecutorError(
                 f"{self._device} failed at candidate {candidate.id}: {first_line(error)}. Nothing "
@@ -120,7 +136,8 @@ class Worker:
             evaluation = Evaluation(candidate, error=f"{kind}{first_line(error)}")
             detail = traceback.format_exc()
         seconds = time.perf_counter() - started
-        detail = "\n".join(filter(None, (usage_text(self._meters), detail)))
+        recalled = f"recalled={self._n_recalled}" if self._n_recalled else ""
+        detail = "\n".join(filter(None, (usage_text(self._meters), recalled, detail)))
         return Outcome(evaluation, seconds, self.name, 1, detail, is_transient)
 
     def install(self, recipe: Recipe) -> str:
@@ -169,6 +186,25 @@ class Worker:
                 device=self._device,
                 name=subject.name,
             )
+
+    def _scores_of(self, weights: str, examples: IntArray | None) -> dict[str, ScoreArray]:
+        """Return what `score` does, with what is remembered of the installed tensors."""
+        if self.memory is None or not weights:
+            return self.score(examples)
+        sizes = {task: e.n_examples() for task, (e, _) in self._evaluators.items()}
+        wanted = np.arange(sum(sizes.values())) if examples is None else examples
+        known = self.memory.recall(weights)
+        row = np.full(len(known), np.nan, np.float32)
+        row[wanted] = known[wanted]
+        missing = wanted[np.isnan(known[wanted])]
+        self._n_recalled = len(wanted) - len(missing)
+        if len(missing):
+            whole = len(missing) == len(row)
+            scored = self.score(None if whole else missing)
+            new = np.concatenate([scored[task] for task in sizes])
+            self.memory.keep(weights, new)
+            row = np.where(np.isnan(new), row, new)
+        return split_scores(row, sizes)
 
     def score(self, examples: IntArray | None = None) -> dict[str, ScoreArray]:
         """Return every task's per-example scores of the installed model.

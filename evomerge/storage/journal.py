@@ -103,6 +103,7 @@ class JournalWriter:
         self,
         path: Path,
         *,
+        check: Callable[[list[dict[str, Any]], Path], None] = lambda _events, _path: None,
         sync_first: Callable[[], None] = lambda: None,
         is_backed: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     ) -> None:
@@ -112,6 +113,8 @@ class JournalWriter:
 
         Args:
             path: The journal file.
+            check: Raises unless the events that are there can be continued; nothing is written
+                before.
             sync_first: Called before each fsync of the journal, to make durable what its
                 events point at.
             is_backed: Whether what an event points at is really there; after a power cut the
@@ -125,6 +128,7 @@ class JournalWriter:
         self._sync_first = sync_first
         if path.exists():
             self.events, self._chain, valid = read_journal(path)
+            check(self.events, path)
             self.events, self._chain, valid = self._backed(valid, is_backed)
             self.sealed = path.stat().st_size - valid
         else:

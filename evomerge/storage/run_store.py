@@ -36,10 +36,16 @@ from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import JournalError, RunError
 from evomerge.storage.atomic import sync_folder, write_atomically
 from evomerge.storage.journal import JournalWriter, read_journal
+from evomerge.storage.journal_events import check_events
 from evomerge.storage.lease import Lease
 from evomerge.storage.score_log import ScoreLog, row_digest
 
 FRONT_SECONDS = 1.0
+_OWN_NAMES = (
+    "config.yaml", "sources.json", "derived.npz", "manifest.json", "journal.jsonl",
+    "journal.jsonl.cut", "scores.f32", "front.json", "surrogate.json", "warm_start.json",
+    "events.log", "arrived", "exports", "lock", "lease.json",
+)  # fmt: skip
 
 
 @contextmanager
@@ -76,14 +82,28 @@ class RunFolder:
         """Return whether there is a run here."""
         return self.config.is_file() and self.sources.is_file()
 
+    def refuse_links(self) -> None:
+        """Raise RunError if a file of the run is a link: it would lead out of the folder.
+
+        A run may come from somebody else, and a resume appends, truncates and deletes.
+        """
+        for name in _OWN_NAMES:
+            path = self.path / name
+            if path.is_symlink():
+                raise RunError(
+                    f"{path}: is a link to {os.readlink(path)}; the files of a run lie in its own "
+                    "folder. Put the file itself there if you trust it"
+                )
+
     def require(self) -> None:
-        """Raise RunError unless there is a run here."""
+        """Raise RunError unless there is a run here, and all of it lies here."""
         if not self.path.is_dir():
             raise RunError(f"{self.path}: there is no such run folder")
         if not self.exists():
             raise RunError(
                 f"{self.path}: not a run folder (config.yaml and sources.json are missing)"
             )
+        self.refuse_links()
 
     def create(self, files: Mapping[str, bytes]) -> None:
         """Create the folder with its first files, all or nothing.
@@ -112,10 +132,16 @@ class RunFolder:
             raise RunError(f"{self.path}: cannot be created: {error.strerror}") from None
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Return the journal's events, header first; [] before the first one."""
+        """Return the journal's events, header first; [] before the first one.
+
+        Raises:
+            JournalError: The journal is damaged, or not one that evomerge wrote.
+        """
         if not self.journal.exists():
             return []
-        return read_journal(self.journal)[0]
+        events = read_journal(self.journal)[0]
+        check_events(events, self.journal)
+        return events
 
     def header(self) -> dict[str, Any]:
         """Return the header event.
@@ -209,6 +235,7 @@ class RunStore:
         """
         self.folder = folder
         self._last_publish = 0.0
+        folder.refuse_links()
         with explained(folder.path), ExitStack() as opened:
             self.lease = Lease(folder.path)
             opened.callback(self.lease.release)
@@ -222,7 +249,10 @@ class RunStore:
             sweep_temporary(folder)
             self._refuse_lost_journal()
             self.journal = JournalWriter(
-                folder.journal, sync_first=self.scores.sync, is_backed=self.scores.backs
+                folder.journal,
+                check=check_events,
+                sync_first=self.scores.sync,
+                is_backed=self.scores.backs,
             )
             opened.callback(self.journal.close)
             if self.journal.sealed:

@@ -18,6 +18,7 @@ from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import ConfigError, JournalError, RunError
 from evomerge.storage.journal import GENESIS, chain_hash
+from evomerge.storage.journal_events import event_fault
 from evomerge.storage.run_store import RunFolder, parked_file
 from evomerge.storage.score_log import ScoreLog
 
@@ -109,7 +110,8 @@ def _read_lines(path: Path) -> list[Line]:
             lines.append(Line(number, data, None, False))
             before = None
             continue
-        lines.append(Line(number, data, event, is_sound and data.endswith(b"\n")))
+        is_sound = is_sound and data.endswith(b"\n") and not event_fault(event)
+        lines.append(Line(number, data, event, is_sound))
         before = link
     return lines
 
@@ -117,7 +119,7 @@ def _read_lines(path: Path) -> list[Line]:
 def _tasks(lines: Sequence[Line], path: Path) -> dict[str, int]:
     """Return task -> number of examples: how the scores are to be read, so nothing is guessed."""
     header = lines[0].event if lines and lines[0].is_sound else None
-    if header is None or header.get("kind") != "header":
+    if header is None or header.get("kind") != "header" or "tasks" not in header:
         raise RunError(
             f"{path}: line 1, the header, is missing or damaged; without it nothing can be "
             "salvaged. Restore it from a backup, or search anew"
@@ -153,6 +155,8 @@ def _other_files(folder: RunFolder) -> dict[str, bytes]:
     files = {}
     for path in sorted(folder.path.iterdir()):
         is_temporary = path.name.startswith(".") and path.name.endswith(".tmp")
+        if path.is_symlink():
+            continue  # somebody's way to have another file copied
         if path.is_file() and path.name not in _NOT_COPIED and not is_temporary:
             try:
                 files[path.name] = path.read_bytes()
@@ -173,7 +177,7 @@ def _parked_before(folder: RunFolder, done: set[int]) -> dict[str, bytes]:
     return {
         f"arrived/{path.name}": path.read_bytes()
         for path in sorted(folder.arrived.glob("*.json"))
-        if path.stem.isdigit() and int(path.stem) not in done
+        if path.stem.isdigit() and not path.is_symlink() and int(path.stem) not in done
     }
 
 

@@ -44,8 +44,8 @@ class AnchorRace:
         n: How many anchors, of all tasks together.
         pick: "random", "clustered" (by the scores known so far), "item_clusters" (by the
             parameters of an item response model) or "entropy" (more often those on which models
-            disagree). Clusters need more than the founders' scores: measured to be worse than
-            random with them alone, and better with a `warm_up` of 20.
+            disagree). Clusters of the founders' scores alone were measured to rank worse than
+            random; with a `warm_up` of 20, better on one of two problems (benchmarks/irt.py).
         warm_up: Candidates scored in full before anchors are picked.
         estimator: "weighted" (the anchors' weighted mean; the means of the models known say which
             examples are hard), "mp_irt" (a mixture of the founders' abilities) or "gmp_irt" (half
