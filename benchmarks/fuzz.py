@@ -2,7 +2,7 @@
 
     export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
     python benchmarks/fuzz.py --executions 1000000 [--engine auto|atheris|mutation] [--seed 0]
-                              [--target NAME …] [--found DIR] [--smoke]
+                              [--target NAME …] [--jobs 2] [--found DIR] [--smoke]
 
 Every target (`fuzz_targets.py`) runs in a process of its own, from valid inputs that are changed
 again and again (`fuzz_mutation.py`). With `atheris` installed (`pip install 'evomerge[fuzz]'`)
@@ -12,8 +12,8 @@ it, what gives a new kind of answer is kept. A crash is any exception that is no
 `MEMORY_BYTES` more than the process began with. Crashes are told apart by exception and the
 innermost line of evomerge; `--found` keeps one input of each.
 
-Last line: JSON with `executions`, `crashes` (different ones), `engine`, `seconds`, and
-`per_target`: executions, crashes, `accepted` (inputs that were read without error), `answers`
+Last line: JSON with `executions`, `crashes` (different ones), `engine`, `seconds`, `cpu_seconds`
+and `per_target`: executions, crashes, `accepted` (inputs that were read without error), `answers`
 (different kinds of refusal), `max_ms` CPU of one input, `grown_mb` of resident memory.
 """
 
@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", help="only this one; may be repeated")
     parser.add_argument("--found", type=Path, help="folder for inputs that crash")
+    parser.add_argument("--jobs", type=int, default=2, help="targets at a time")
     parser.add_argument("--smoke", action="store_true", help=f"{SMOKE} executions")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -230,17 +232,24 @@ def main() -> None:
     per_target: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="evomerge-fuzz-", dir=_memory()) as scratch:
         folder = args.found or Path(scratch)
-        for name in chosen:
+
+        def run(name: str) -> dict[str, Any]:
             executions = -int(-wanted * TARGETS[name].share // total)
-            per_target[name] = figures = run_child(name, executions, args, folder)
-            crashes = figures["crashes"]
+            figures = run_child(name, executions, args, folder)
             print(f"{name:<14}{figures}", flush=True)
-            figures["crashes"] = len(crashes)
+            return figures
+
+        with ThreadPoolExecutor(args.jobs) as pool:  # the long ones first
+            order = sorted(chosen, key=lambda name: -TARGETS[name].share)
+            for name, figures in zip(order, pool.map(run, order), strict=True):
+                per_target[name] = figures | {"crashes": len(figures["crashes"])}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     body = {
         "executions": sum(figures["executions"] for figures in per_target.values()),
         "crashes": sum(figures["crashes"] for figures in per_target.values()),
         "engine": args.engine,
         "seconds": round(time.monotonic() - begun, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "per_target": per_target,
     }
     print(json.dumps(body))

@@ -30,6 +30,7 @@ from benchmarks.problems.problem import Problem
 from benchmarks.quality_run import MemoryLog, ProblemScorer, RunResult, run_search
 from benchmarks.search_quality import PROBLEMS, problem_file
 from evomerge.algorithms.m2n2 import M2N2
+from evomerge.algorithms.races.anchors import AnchorRace
 from evomerge.algorithms.races.growing import Growing
 from evomerge.algorithms.races.halving import Halving
 from evomerge.algorithms.races.lossless import Lossless
@@ -43,6 +44,7 @@ RACES: Mapping[str, Race] = {
     "paired": Paired(confidence=0.8),
     "halving": Halving(cohort=8),
     "growing": Growing(),
+    "anchors": AnchorRace(),
 }
 
 

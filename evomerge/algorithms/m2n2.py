@@ -221,7 +221,7 @@ class M2N2:
             self._examples = examples
         if examples != self._examples:
             return
-        value = float(self._objectives.values(evaluation).mean())
+        value = sum(self._objectives.values(evaluation).tolist()) / len(self._objectives)
         if value > self._champion_value:
             self._champion, self._champion_value = evaluation, value
         if segments is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
@@ -58,6 +59,7 @@ class _View:
 
     Attributes:
         rows: (P, N) scores, none negative.
+        rough: (P, N) scores in float32.
         crowd: (N,) their sum.
         best: (N,) their maximum.
         shared: (N,) worth of one unit of score under full sharing.
@@ -67,6 +69,7 @@ class _View:
     """
 
     rows: FloatArray
+    rough: ScoreArray
     crowd: FloatArray
     best: FloatArray
     shared: FloatArray
@@ -80,6 +83,15 @@ class _View:
         gain = np.maximum(self.best, 1.0) / (self.crowd + 1.0)
         order: IntArray = np.argsort(-gain, kind="stable")
         return order
+
+    @cached_property
+    def rough_edges(self) -> FloatArray | None:
+        """(P, P) cumulative attractions to each 0/1 member, from float32 sums; None for others."""
+        if not self.is_binary:
+            return None
+        lacking = (1.0 - self.rough) * self.shared.astype(np.float32)
+        edges: FloatArray = (lacking @ self.rough.T).cumsum(axis=1, dtype=np.float64)
+        return edges
 
 
 class NicheSearch(Generic[Genome]):
@@ -175,7 +187,8 @@ class NicheSearch(Generic[Genome]):
             self._scratch = np.empty_like(self._scores)
         if len(scores) != self._scores.shape[1]:
             raise ValueError(f"expected {self._scores.shape[1]} scores, got {len(scores)}")
-        if not np.isfinite(scores).all():
+        # The sum is quicker, and not finite where a score is not; it may also overflow.
+        if not math.isfinite(np.add.reduce(scores)) and not np.isfinite(scores).all():
             raise ValueError("a score is not finite")
         filled = len(self.members)
         self._scores[filled] = self._rough[filled] = scores
@@ -278,7 +291,8 @@ class NicheSearch(Generic[Genome]):
             shared = values if self._alpha == 1.0 else worth(crowd, best, 1.0, self._capacity)
             fitness = weighted_sums(rows, values, self._scratch[: len(rows)])
             is_binary = bool(((rows == 0.0) | (rows == 1.0)).all())
-            self._view = _View(rows, crowd, best, shared, fitness, rows is not stored, is_binary)
+            rough, is_lifted = self._rough[: len(rows)], rows is not stored
+            self._view = _View(rows, rough, crowd, best, shared, fitness, is_lifted, is_binary)
         return self._view
 
     def _breed(self) -> Offspring[Genome]:
@@ -294,14 +308,9 @@ class NicheSearch(Generic[Genome]):
         if not self._use_attraction:
             return a, roulette(view.fitness, self._rng, exclude=a)
         draw = self._rng.random()
-        sure = self._quick_mate(view, a, draw) if view.is_binary else None
+        edges = view.rough_edges
+        sure = None if edges is None else sure_index_at(draw, edges[a], self._tolerance)
         return a, index_at(draw, self._attraction(view, a), a) if sure is None else sure
-
-    def _quick_mate(self, view: _View, member: int, draw: float) -> int | None:
-        """Return whom a draw picks by attraction to a member of 0/1 scores; None if it is close."""
-        rough = self._rough[: len(view.rows)]
-        lacking = np.where(rough[member] == 0.0, view.shared, 0.0).astype(np.float32)
-        return sure_index_at(draw, rough @ lacking, self._tolerance)
 
     def _attraction(self, view: _View, member: int) -> FloatArray:
         """Return `niching.attraction` of the members to one of them."""

@@ -56,8 +56,8 @@ def worth(crowd: FloatArray, best: FloatArray, alpha: float, capacity: Capacity)
         alpha: See `example_values`.
         capacity: See `Capacity`.
     """
-    crowd = crowd**alpha if alpha != 1.0 else crowd.copy()
-    crowd[crowd == 0.0] = 1.0
+    crowd = crowd**alpha if alpha != 1.0 else crowd
+    crowd = np.where(crowd == 0.0, 1.0, crowd)
     values: FloatArray = (best if capacity == "auto" else 1.0) / crowd
     return values
 
@@ -144,15 +144,14 @@ def index_at(draw: float, weights: FloatArray, exclude: int | None = None) -> in
     return index + (index >= exclude)
 
 
-def sure_index_at(draw: float, weights: FloatArray, tolerance: float) -> int | None:
+def sure_index_at(draw: float, edges: FloatArray, tolerance: float) -> int | None:
     """Return `index_at` of weights known to a relative error; None where it might be another.
 
     Args:
         draw: From [0, 1).
-        weights: (P,) non-negative.
+        edges: (P,) cumulative sums of non-negative weights.
         tolerance: Largest error of any sum of weights, as a share of the sum of all.
     """
-    edges = weights.cumsum(dtype=np.float64)
     target = draw * edges[-1]
     if np.abs(edges - target).min() <= 2.0 * tolerance * edges[-1]:  # of the edge, and the target
         return None

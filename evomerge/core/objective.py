@@ -32,13 +32,11 @@ class Objective:
     def value(self, scores: Mapping[str, ScoreArray]) -> float:
         """Return the weighted mean over tasks of the mean score over examples."""
         total = sum(self.weights.values())
-        return float(
-            sum(
-                weight * float(np.mean(scores[task], dtype=np.float64))
-                for task, weight in self.weights.items()
-            )
-            / total
+        means = (
+            weight * float(np.add.reduce(scores[task], dtype=np.float64) / len(scores[task]))
+            for task, weight in self.weights.items()
         )
+        return float(sum(means) / total)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.errors import EvaluationError
 from evomerge.evaluation.batching import SAME_WITHIN, Limits
 from evomerge.evaluation.chat import Chat
-from evomerge.evaluation.choices import Normalise, choice_logprobs, plan_choices
+from evomerge.evaluation.choices import choice_logprobs, plan_choices
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     Row,
@@ -56,7 +56,7 @@ class MultipleChoice:
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
 
     examples: Path
-    normalise: Normalise = "none"
+    normalise: str = "none"
     batch_tokens: int | Literal["auto"] = "auto"
     batch_size: int | None = None
     max_length: int | None = None

@@ -71,16 +71,16 @@ def local_surroundings() -> Surroundings:
     parent = parent if len(parent) <= 16 else "/tmp"
     _sweep(Path(parent))
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
-    token = folder / "token"
+    file = folder / "token"
     # Never closed: the lock says that this process lives, see `_sweep`.
-    descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     os.write(descriptor, secrets.token_hex(32).encode())
     return Surroundings(
         {
             AUTH_MODE: "token",
             TOKEN: None,
-            TOKEN_PATH: str(token),
+            TOKEN_PATH: str(file),
             LOOPBACK_ONLY: "0",
             "RAY_USAGE_STATS_ENABLED": "0",
         },
@@ -90,15 +90,15 @@ def local_surroundings() -> Surroundings:
 
 def _sweep(parent: Path) -> None:
     """Remove the folders of processes that were killed: their token's lock is free."""
-    for token in parent.glob(f"{FOLDER_PREFIX}*/token"):
+    for path in parent.glob(f"{FOLDER_PREFIX}*/token"):
         try:
-            info = token.lstat()
+            info = path.lstat()
             is_young = time.time() - info.st_mtime < 60.0  # perhaps about to be locked
             if is_young or info.st_uid != os.getuid() or not stat.S_ISREG(info.st_mode):
                 continue
-            with token.open("rb") as file:
+            with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(token.parent, ignore_errors=True)
+                shutil.rmtree(path.parent, ignore_errors=True)
         except OSError:  # in use, or somebody else's
             continue
 
@@ -125,12 +125,16 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def require_cluster(address: str) -> bool:
+def require_cluster(address: str, *, insecure: bool = False) -> bool:
     """Check in seconds what Ray would try for minutes: who answers, and is it protected.
 
+    Args:
+        address: HOST:PORT.
+        insecure: Accept an open cluster on another machine, too.
+
     Returns:
-        Whether the cluster is open, that is, does without a token. Only a cluster that
-        listens on this machine alone may be.
+        Whether the cluster is open, that is, does without a token. Unless `insecure`, only a
+        cluster that listens on this machine alone may be.
 
     Raises:
         ExecutorError: Nobody answers at HOST:PORT, or no Ray; an open cluster; another token.
@@ -146,15 +150,15 @@ def require_cluster(address: str) -> bool:
         return False  # without Ray's certificates there is nothing to be learned here
     answer = _check_alive(address, "")
     if answer == "OK":
-        if not is_loopback(address):
+        if not is_loopback(address) and not insecure:
             raise ExecutorError(
                 f"the Ray cluster at {address} has no authentication: anyone who reaches it can "
-                f"run code there. Start every node with {AUTH_MODE}=token"
+                f"run code there. Start every node with {AUTH_MODE}=token, or give --insecure"
             )
         return True
     if answer != "UNAUTHENTICATED":
         raise ExecutorError(f"what answers at {address} is not Ray: {answer}. {START_ONE}")
-    if _check_alive(address, _token()) == "UNAUTHENTICATED":
+    if _check_alive(address, token()) == "UNAUTHENTICATED":
         raise ExecutorError(
             f"the Ray cluster at {address} refuses this token; put the cluster's own into a file "
             f"named by {TOKEN_PATH}, or into ~/.ray/auth_token"
@@ -169,16 +173,17 @@ def _token_file() -> Path | None:
     return path if path.is_file() else None
 
 
-def _token() -> str:
+def token() -> str:
+    """Return the user's Ray token, "" without one."""
     path = _token_file()
     return os.environ.get(TOKEN, "") if path is None else path.read_text().strip()
 
 
-def _check_alive(address: str, token: str) -> str:
+def _check_alive(address: str, secret: str) -> str:
     """Return the gRPC status name of Ray's answer to "are you alive"."""
     import grpc  # type: ignore[import-untyped]  # comes with Ray
 
-    headers = [("authorization", f"Bearer {token}")] if token else []
+    headers = [("authorization", f"Bearer {secret}")] if secret else []
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         check = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:

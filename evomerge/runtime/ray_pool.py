@@ -1,4 +1,4 @@
-"""RayPool: candidates on Ray actors, one at a time each. The only module that imports Ray.
+"""RayPool: candidates on Ray actors, one at a time each. With `ray_jobs` the only one to import Ray.
 
 Ray starts processes, reserves GPUs and says when a process is gone; everything that decides
 which candidate runs where, and how often, is in this process: Ray neither restarts actors nor
@@ -51,8 +51,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 class Cluster:
     """A connection to Ray, and the cluster itself when it was started here."""
 
-    def __init__(self, address: str | None, n_cpus: int) -> None:
-        """Start a cluster on this machine (address None) or join one.
+    def __init__(self, address: str | None, n_cpus: int, *, insecure: bool = False) -> None:
+        """Start a cluster on this machine (address None) or join one; see `require_cluster`.
 
         An initialised Ray is used as it is and left running by `close`.
 
@@ -65,7 +65,7 @@ class Cluster:
             return
         if address is not None:
             address = _resolved(address)
-            surroundings = remote_surroundings(is_open=require_cluster(address))
+            surroundings = remote_surroundings(is_open=require_cluster(address, insecure=insecure))
         else:
             surroundings = local_surroundings()
         try:
@@ -178,6 +178,7 @@ class RayPool:
         max_attempts: int,
         timeout_seconds: float,
         note: Callable[[str], None],
+        insecure: bool = False,
     ) -> None:
         """Connect and start the workers; returns before they are ready.
 
@@ -192,6 +193,7 @@ class RayPool:
             max_attempts: How often a candidate is tried.
             timeout_seconds: Deadline of one attempt, from the moment a worker gets it.
             note: Writes a line to events.log.
+            insecure: Join a cluster on other machines even if it has no authentication.
 
         Raises:
             ExecutorError: The cluster cannot be used, or the factory cannot be sent.
@@ -205,7 +207,8 @@ class RayPool:
         self._assignments = Assignments(
             max_attempts=max_attempts, timeout_seconds=timeout_seconds, note=note
         )
-        self._cluster = Cluster(address, max(1, math.ceil(workers * cpus_per_worker)))
+        n_cpus = max(1, math.ceil(workers * cpus_per_worker))
+        self._cluster = Cluster(address, n_cpus, insecure=insecure)
         gpus = self._cluster.gpus_per_worker() if gpus_per_worker is None else gpus_per_worker
         self._environment = worker_environment(gpus)
         self._reservation = {"num_cpus": cpus_per_worker, "num_gpus": gpus}

@@ -190,7 +190,7 @@ RUN = [
     Case(
         "asked-without-a-recipe",
         ("resume", "tiny"),
-        ("journal: an asked event is malformed: 'recipe'",),
+        ("journal.jsonl: line 3: `recipe` must be a mapping",),
         breaks=rechained(lambda events: events[2].pop("recipe")),
     ),
     Case(

@@ -14,6 +14,8 @@ import yaml
 pytest.importorskip("lm_eval")
 pytest.importorskip("accelerate")  # lm_eval's own engine
 
+from evomerge.config.schema import SplitsConfig
+from evomerge.config.splits import refuse_shared_examples, split_task
 from evomerge.errors import ConfigError, DataError, EvaluationError
 from evomerge.evaluation.harness import LmEval
 from evomerge.testing import check_evaluator
@@ -311,6 +313,25 @@ def test_documents_with_the_same_question_have_the_same_digest(tasks, tmp_path):
     write_task(tmp_path / "t", CHOICE, docs, doc_to_text="Say: {{text}}")
     other = LmEval(task="choice", include_path=tmp_path / "t", metric="acc")
     assert not set(other.example_digests()) & set(digests)
+
+
+def test_documents_are_split_and_those_that_prompts_show_are_no_test(tasks):
+    plain, shots = (
+        LmEval(task=task, include_path=tasks, metric="acc") for task in ("choice", "shots")
+    )
+    assert shots.document_digests() == plain.document_digests()
+    assert (plain.shown_digests(), shots.shown_digests()) == (
+        frozenset(),
+        frozenset(plain.document_digests()),
+    )
+    for evaluator in (plain, shots):
+        parts = split_task("here", evaluator, SplitsConfig(search=0.5, test=0.5))
+        search, later = {"t": parts["search"]}, {"held-out": {"t": parts["test"]}}
+        if evaluator is plain:
+            refuse_shared_examples(search, later)
+        else:
+            with pytest.raises(ConfigError, match="may be shown in prompts as few-shot examples"):
+                refuse_shared_examples(search, later)
 
 
 def test_the_files_of_a_task_are_named(tasks):
