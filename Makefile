@@ -3,15 +3,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 # Waiting OpenMP threads must not spin while other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install quickstart test test-slow lint check clean
+.PHONY: help install quickstart test test-slow lint docs check clean
 
 help:
 	@echo "make quickstart  install, train small specialists, search, export (about 2 minutes)"
 	@echo "make test        install, run the default tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   the long tests: kill loops, Ray clusters, bigger models"
+	@echo "make docs        the documentation as a site in docs/_build/html; warnings are errors"
 	@echo "make check       what CI runs: all tests, ruff, mypy, import-linter"
 
 install: $(STAMP)
@@ -26,7 +28,7 @@ quickstart: $(STAMP)
 	$(BIN)/evomerge quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -37,8 +39,16 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $(DOCS_STAMP)
+
 check:
 	bash .ci/run
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,20 +18,22 @@ from evomerge.storage.journal import GENESIS, encode_line
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-# Numbers at the edges of what parsers, arrays and files take, and texts that mean something to one.
+# Numbers at the edges of what parsers and arrays take, and texts that mean something to a parser.
 NUMBERS = (
-    0, -1, 1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63),
-    10**30, 0.0, -0.0, 0.5, 1e-300, 1e300, -1.5,
+    0, -1, 1, 2, 7, 255, 2**31 - 1, 2**31, 2**40, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64,
+    -(2**63), 10**30, 0.0, -0.0, 0.5, 1e-300, 1e300, -1.5,
 )  # fmt: skip
 TEXTS = (
-    "", " ", "a", ".", "..", "../../etc/passwd", "/etc/passwd", "~", "a/b", "\0", "\n", "é", "\ud800",
-    "None", "null", "nan", "inf", "1e999", "true", "0", "-1", "%s", "{}", "${HOME}", "a" * 300,
-    "F32", "BF16", "I64", "BOOL", "weights", "name", "__class__", "global", "layer", "segments",
+    "", " ", "a", ".", "..", "../../etc/passwd", "/etc/passwd", "~", "a/b", "\0", "\n", "é",
+    "\ud800", "None", "null", "nan", "inf", "1e999", "true", "0", "-1", "%s", "{}", "${HOME}",
+    "a" * 300, "F32", "BF16", "I64", "BOOL", "weights", "name", "__class__", "global", "layer",
+    "segments",
 )  # fmt: skip
 TOKENS = (
-    b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"NaN", b"Infinity", b"-", b"1e999", b"\\u0000",
-    b"\\ud800", b"\n", b"  ", b"\t", b"&a", b"*a", b"!!python/object", b"!!binary", b"!!timestamp",
-    b"<<: ", b"? ", b"| ", b"--- ", b"%YAML 9.9\n", b"2001-01-01", b"0x", b"1:30", b"\xff", b"\xef\xbb\xbf",
+    b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"NaN", b"Infinity", b"-", b"1e999",
+    b"\\u0000", b"\\ud800", b"\n", b"  ", b"\t", b"&a", b"*a", b"!!python/object", b"!!binary",
+    b"!!timestamp", b"<<: ", b"? ", b"| ", b"--- ", b"%YAML 9.9\n", b"2001-01-01", b"0x", b"1:30",
+    b"\xff", b"\xef\xbb\xbf",
 )  # fmt: skip
 MAX_BYTES = 8192
 

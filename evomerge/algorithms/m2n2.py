@@ -10,7 +10,6 @@ import numpy as np
 
 from evomerge.algorithms.algorithm import require_span, search_algorithm
 from evomerge.algorithms.niche_search import NicheSearch
-from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.choice_space import Space
@@ -160,7 +159,6 @@ class M2N2:
             capacity=self.capacity,
             warm_up=self.warm_up,
         )
-        self._pending: Pending[Segments] = Pending()
         self._examples: tuple[tuple[str, int], ...] | None = None
         self._champion: Evaluation | None = None
         self._champion_value = -np.inf
@@ -206,14 +204,11 @@ class M2N2:
     def ask(self) -> Proposal:
         """Return a child of two members, or of two sources while there are too few."""
         offspring = self._search.ask()
-        recipe = self._span.recipe(offspring.genome)
-        self._pending.put(recipe, offspring.genome)
         origin = "crossover" if offspring.parents else "warm-up"
-        return Proposal(recipe, offspring.parents, origin)
+        return Proposal(self._span.recipe(offspring.genome), offspring.parents, origin)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Offer a scored candidate to the archive; failures leave no trace."""
-        segments = self._pending.pop(evaluation.candidate.recipe)
         if evaluation.error is not None:
             return
         examples = tuple((task, len(evaluation.scores[task])) for task in sorted(evaluation.scores))
@@ -221,12 +216,11 @@ class M2N2:
             self._examples = examples
         if examples != self._examples:
             return
-        value = sum(self._objectives.values(evaluation).tolist()) / len(self._objectives)
+        values = self._objectives.values(evaluation)
+        value = float(np.add.reduce(values)) / len(values)
         if value > self._champion_value:
             self._champion, self._champion_value = evaluation, value
-        if segments is None:
-            segments = self._span.segments(evaluation.candidate.recipe)
-            if segments is not None:
-                self._search.mark_proposed(segments)
+        segments = self._span.segments(evaluation.candidate.recipe)
         if segments is not None:
+            self._search.mark_proposed(segments)  # a founder, or another run's candidate
             self._search.tell(segments, evaluation.flat_scores(), evaluation.candidate.id)

@@ -33,12 +33,14 @@ def export_command(
     rows = []
     for candidate_id, folder in zip(ids, export_folders(out, ids, pick), strict=True):
         done = exporter.export(candidate_id, folder, verify=verify, adapter=form)
+        validation = exporter.validation_of(candidate_id)
         rows.append(
             {
                 "candidate": candidate_id,
                 "folder": str(done.result.folder),
                 "weights_digest": done.result.weights_digest,
                 "search": dict(done.search),
+                **({"validation": validation} if validation else {}),
                 "held_out": dict(done.held_out),
                 "rescored_examples": done.rescored,
                 **_constraints_json(done),
@@ -48,9 +50,11 @@ def export_command(
         if not as_json:
             search = ", ".join(f"{name} {value:.4f}" for name, value in done.search.items())
             held_out = ", ".join(f"{name} {value:.4f}" for name, value in done.held_out.items())
+            chosen_by = ", ".join(f"{name} {value:.4f}" for name, value in validation.items())
             print(f"candidate {candidate_id} -> {folder}")
             print(f"  weights match the scored candidate ✓  ({done.result.weights_digest})")
-            print(f"  search {search}" + (f"; held-out {held_out}" if held_out else ""))
+            parts = {"search": search, "validation": chosen_by, "held-out": held_out}
+            print("  " + "; ".join(f"{name} {text}" for name, text in parts.items() if text))
             if not done.is_feasible:
                 print("  does not keep all constraints, see its README.md", file=sys.stderr)
             if done.rescored:

@@ -17,16 +17,22 @@ from evomerge.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from evomerge.storage.run_store import RunFolder
+
 
 def status_command(run: Path, *, as_json: bool) -> None:
     """Print how far a run is."""
-    results = RunResults(locate(run))
-    facts = results.status()
+    facts = status_facts(locate(run))
     if as_json:
         print(json.dumps(facts))
         return
     for key, value in facts.items():
         print(f"{key:<14}{_plain(value)}")
+
+
+def status_facts(folder: RunFolder) -> dict[str, Any]:
+    """Return how far a run is; see `RunResults.status`."""
+    return RunResults(folder).status()
 
 
 def front_command(

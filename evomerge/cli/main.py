@@ -13,11 +13,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from evomerge.cli.job_verbs import logs, stop, submit
 from evomerge.cli.options import (
     AdapterOption,
     AddressOption,
     ConfigArgument,
     ExecutorOption,
+    InsecureOption,
     JsonOption,
     RankOption,
     RunArgument,
@@ -56,6 +58,7 @@ def search(
     executor: ExecutorOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    insecure: InsecureOption = False,
     set_: SetOption = None,
     warm_start: Annotated[
         Path | None,
@@ -76,6 +79,7 @@ def search(
             executor=executor,
             address=address,
             workers=workers,
+            insecure=insecure,
             overrides=set_ or [],
             warm_start=warm_start,
             as_json=json_,
@@ -89,6 +93,7 @@ def resume(
     executor: ExecutorOption = None,
     address: AddressOption = None,
     workers: WorkersOption = None,
+    insecure: InsecureOption = False,
     evaluations: Annotated[
         int | None, typer.Option("--evaluations", help="New evaluation budget.")
     ] = None,
@@ -106,6 +111,7 @@ def resume(
             executor=executor,
             address=address,
             workers=workers,
+            insecure=insecure,
             evaluations=evaluations,
             as_json=json_,
         )
@@ -128,11 +134,24 @@ def repair(
 
 
 @app.command()
-def status(run: RunArgument, json_: JsonOption = False) -> None:
-    """Say how far a run is, without disturbing it."""
-    from evomerge.cli.inspect import status_command
+def status(
+    run: RunArgument,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="http://HEAD:8265", help="Of a submitted run: its job."),
+    ] = None,
+    insecure: InsecureOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Say how far a run is, without disturbing it; with --address, what its job does."""
+    if address is None:
+        from evomerge.cli.inspect import status_command
 
-    status_command(run, as_json=json_)
+        status_command(run, as_json=json_)
+        return
+    from evomerge.cli.jobs import job_status_command
+
+    job_status_command(run, address=address, insecure=insecure, as_json=json_)
 
 
 @app.command()
@@ -341,7 +360,7 @@ def quickstart(
     raise typer.Exit(quickstart_command(evaluations=evaluations, as_json=json_))
 
 
-for _verb in (init, plan, schema, compare, replay, gc, validate):
+for _verb in (init, plan, schema, compare, replay, gc, validate, submit, logs, stop):
     app.command()(_verb)
 
 

@@ -28,3 +28,10 @@ RankOption = Annotated[
     typer.Option("--rank", metavar="R", help="Cut the adapter to this rank; default: exact."),
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Number of workers.")]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Use a cluster elsewhere that asks for no token.")
+]
+JobsOption = Annotated[
+    str,
+    typer.Option("--address", metavar="http://HEAD:8265", help="Dashboard of the Ray cluster."),
+]

@@ -30,6 +30,7 @@ def search_command(
     executor: str | None,
     address: str | None,
     workers: int | None,
+    insecure: bool,
     overrides: list[str],
     warm_start: Path | None,
     as_json: bool,
@@ -47,7 +48,7 @@ def search_command(
             old,
             on_transform=partial(_say_transform, as_json),
         )
-        return drive(folder, resolved, existed=existed, as_json=as_json)
+        return drive(folder, resolved, existed=existed, insecure=insecure, as_json=as_json)
 
 
 def _say_transform(as_json: bool, label: str, done: int, total: int, _name: str) -> None:
@@ -66,6 +67,7 @@ def resume_command(
     executor: str | None,
     address: str | None,
     workers: int | None,
+    insecure: bool,
     evaluations: int | None,
     as_json: bool,
 ) -> int:
@@ -77,7 +79,7 @@ def resume_command(
     )
     config = with_budget(config, evaluations)
     with exit_code_of_ctrl_c(folder):
-        return drive(folder, config, existed=True, as_json=as_json)
+        return drive(folder, config, existed=True, insecure=insecure, as_json=as_json)
 
 
 @contextmanager
@@ -99,9 +101,11 @@ def idle_workers(look_ahead: int | None, workers: int) -> str:
     )
 
 
-def drive(folder: RunFolder, config: RunConfig, *, existed: bool, as_json: bool) -> int:
+def drive(
+    folder: RunFolder, config: RunConfig, *, existed: bool, insecure: bool = False, as_json: bool
+) -> int:
     """Run a session to its end, with progress, Ctrl-C handling and a closing line."""
-    with Session(folder, config=config) as session:
+    with Session(folder, config=config, insecure=insecure) as session:
         loop = session.loop
         if existed:
             waiting = len(loop.waiting)

@@ -196,6 +196,12 @@ class Exporter:
             results.is_feasible(candidate_id),
         )
 
+    def validation_of(self, candidate_id: int) -> dict[str, float]:
+        """Return objective -> validation score of a finalist; {} where it has none."""
+        if self.validation is None or candidate_id not in self.validation.kept.ids:
+            return {}
+        return self.validation.means(candidate_id)
+
     def rescore(self, candidate_id: int, exported: Path) -> int:
         """Load an exported folder anew, score it, and compare every example with the run.
 

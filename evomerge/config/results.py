@@ -52,7 +52,9 @@ class RunResults:
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
         unknown = next((e["id"] for e in self.told if e["id"] not in self.asked), None)
         if unknown is not None:
-            raise JournalError(f"{folder.journal}: has a result of {unknown}, which was never asked")
+            raise JournalError(
+                f"{folder.journal}: has a result of {unknown}, which was never asked"
+            )
         self._front = ConstrainedFront(
             self.objectives.constraints, n_objectives=len(self.objectives)
         )

@@ -133,6 +133,7 @@ class Session:
         folder: RunFolder,
         *,
         config: RunConfig | None = None,
+        insecure: bool = False,
         on_change: Callable[[SearchLoop], None] | None = None,
     ) -> None:
         """Open a run for writing and replay it.
@@ -140,6 +141,7 @@ class Session:
         Args:
             folder: An existing run.
             config: Its config with a changed budget or runtime; None: as stored.
+            insecure: Join a Ray cluster on other machines even if it has no authentication.
             on_change: Called after every result the algorithm was told, replay included.
 
         Raises:
@@ -147,6 +149,7 @@ class Session:
             ReplayError: Config, models, data or packages changed since it began.
         """
         self.folder = folder
+        self._insecure = insecure
         self.config = config or read_run_config(folder)
         self.models = open_models(self.config, known=read_sources(folder))
         self._files = WatchedFiles(source_files(self.models.record))
@@ -243,6 +246,7 @@ class Session:
             max_attempts=runtime.max_attempts,
             timeout_seconds=runtime.timeout_seconds,
             note=self.store.note,
+            insecure=self._insecure,
         )
 
     def run(self) -> StopReason:

@@ -21,7 +21,7 @@ from evomerge.runtime.machine import machine_line
 from evomerge.storage.shared_ledger import SharedLedger
 
 # Settings that say which examples are scored or how they are batched, not what each one scores.
-_NOT_SCORED = ("examples", "rows", "n", "limit", "samples", "batch_size", "batch_tokens", "server")
+_NOT_SCORED = ("examples", "rows", "n", "limit", "samples", "batch_size", "batch_tokens")
 
 
 class SharedScores:

@@ -7,12 +7,14 @@ message.
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,8 @@ class RayJobs:
         self.sends_token_in_clear = bool(secret) and _is_exposed(self.address)
         from ray.job_submission import JobSubmissionClient
 
+        # What it uploads is nobody's concern.
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         with self._explained("connect"):
             self._client = JobSubmissionClient(self.address, headers=headers)
@@ -176,32 +180,26 @@ class RayJobs:
             raise ExecutorError(f"{self.address}: there is no job {run_id}")
         return job
 
-    def _explained(self, what: str) -> _Explained:
-        return _Explained(f"{self.address}: cannot {what}")
+    def _explained(self, what: str) -> AbstractContextManager[None]:
+        return _explained(f"{self.address}: cannot {what}")
 
 
-class _Explained:
-    """Turns whatever Ray's client and its HTTP library raise into an ExecutorError."""
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever Ray's client and its HTTP library raise into an ExecutorError."""
+    import ray
+    import requests
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        import ray
-        import requests  # type: ignore[import-untyped]
-
-        expected = (
-            RuntimeError,
-            ValueError,
-            OSError,
-            requests.RequestException,
-            ray.exceptions.RayError,
-        )
-        if isinstance(error, expected):
-            raise ExecutorError(f"{self._what}: {first_line(error)}") from None
+    try:
+        yield
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+        requests.RequestException,
+        ray.exceptions.RayError,
+    ) as error:
+        raise ExecutorError(f"{what}: {first_line(error)}") from None
 
 
 def parsed_address(address: str) -> tuple[str, str]:

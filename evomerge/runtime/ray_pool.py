@@ -1,4 +1,4 @@
-"""RayPool: candidates on Ray actors, one at a time each. With `ray_jobs` the only one to import Ray.
+"""RayPool: candidates on Ray actors, one at a time each. Only this and `ray_jobs` import Ray.
 
 Ray starts processes, reserves GPUs and says when a process is gone; everything that decides
 which candidate runs where, and how often, is in this process: Ray neither restarts actors nor

@@ -1,7 +1,8 @@
 """Check the events of a journal that somebody else may have written.
 
 The hash chain finds damage, not malice: whoever writes a journal can make its chain valid. After
-this check keys and types are as `search.events` writes them, and no number is large enough to fill the memory.
+this check keys and types are as `search.events` writes them, and no number is large enough to
+fill the memory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
 """Runs that share a ledger score nothing twice, and find what they would have found alone."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from evomerge.config.schema import load_config
 from evomerge.config.session import Session, create_run
+from evomerge.config.workers import build_worker
+from evomerge.search.events import candidate_of
 from evomerge.storage.run_store import RunFolder
 
 
@@ -64,3 +69,15 @@ def test_other_settings_share_nothing(search):
     search("first", ledger="shared")
     _, known = search("other", ledger="shared", n=10)
     assert known == [20], "of the run's own"
+
+
+def test_workers_in_other_processes_share_as_well(search, tmp_path):
+    search("first", ledger="shared")
+    worker = build_worker(tmp_path / "first", "cpu", 1, "elsewhere")
+    events = RunFolder(tmp_path / "first").read_events()
+    candidate = candidate_of(next(event for event in events if event["kind"] == "asked"), 5)
+    outcome = worker.evaluate(candidate)
+    assert outcome.detail == "recalled=24"
+    part = worker.evaluate(replace(candidate, examples=np.array([0, 13, 20])))
+    assert part.detail == "recalled=3"
+    assert np.flatnonzero(~np.isnan(part.evaluation.flat_scores())).tolist() == [0, 13, 20]

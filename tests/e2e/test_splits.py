@@ -159,6 +159,11 @@ def test_the_verb_prints_what_it_found(run):
     assert [row["candidate"] for row in rows] == finalists(RunResults(run))
     plain = evomerge("validate", run.path)
     assert "search minus validation" in plain.stdout
+    out = run.path.parent / "out"
+    exported = evomerge("export", run.path, "--pick", "best:up", "--out", out, "--json")
+    assert exported.returncode == 0, exported.stderr
+    (row,) = json.loads(exported.stdout)
+    assert set(row["validation"]) == set(row["held_out"]) == {"up", "down"}
     assert "on the front of the validation scores" in plain.stdout
     assert "validated" not in plain.stderr, "nothing is scored twice"
 
