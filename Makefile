@@ -14,7 +14,7 @@ help:
 	@echo "make test        install, run the default tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow   the long tests: kill loops, Ray clusters, bigger models"
 	@echo "make docs        the documentation as a site in docs/_build/html; warnings are errors"
-	@echo "make check       what CI runs: all tests, ruff, mypy, import-linter"
+	@echo "make check       what CI runs: all tests, ruff, mypy, import-linter, the docs"
 
 install: $(STAMP)
 
@@ -40,7 +40,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 docs: $(DOCS_STAMP)
-	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 $(DOCS_STAMP): $(STAMP)

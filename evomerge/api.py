@@ -36,7 +36,7 @@ def search(
     config: RunConfig | Mapping[str, Any] | Path | str,
     *,
     run: Path | str | None = None,
-    set_: Mapping[str, Any] | Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     warm_start: Path | str | None = None,
 ) -> Run:
     """Search for merges until the budget is spent; continues the run if it exists.
@@ -45,7 +45,7 @@ def search(
         config: A config file, its content as a mapping, or a parsed config. Relative paths count
             from the file's folder, of the others from the current folder.
         run: Folder of the run; None: ``populations/<name>``.
-        set_: Keys to replace, as ``{"budget.evaluations": 50}`` or ``["budget.evaluations=50"]``.
+        overrides: Keys to replace, as ``{"budget.evaluations": 50}`` or ``["budget.evaluations=50"]``.
         warm_start: Run to begin from, for a new run.
 
     Returns:
@@ -55,7 +55,7 @@ def search(
         ConfigError: The config is wrong.
         EvomergeError: Models or data cannot be used, or the folder holds another run.
     """
-    parsed, base_dir = _parsed(config, set_)
+    parsed, base_dir = _parsed(config, overrides)
     folder = RunFolder(POPULATIONS / parsed.name if run is None else Path(run))
     old = None if warm_start is None else locate(Path(warm_start)).path
     resolved, _ = open_or_create(parsed, base_dir, folder, old)
@@ -66,19 +66,19 @@ def search(
 
 def _parsed(
     config: RunConfig | Mapping[str, Any] | Path | str,
-    set_: Mapping[str, Any] | Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
 ) -> tuple[RunConfig, Path]:
     """Return the config and the folder that its relative paths start from."""
-    if isinstance(set_, Mapping):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in set_.items()]
+    if isinstance(overrides, Mapping):
+        lines = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     else:
-        overrides = list(set_)
+        lines = list(overrides)
     if isinstance(config, Path | str):
-        return load_config(Path(config), overrides), Path(config).resolve().parent
+        return load_config(Path(config), lines), Path(config).resolve().parent
     if isinstance(config, RunConfig):
         config = config.model_dump(mode="json")
     body = json.loads(json.dumps(dict(config)))  # a copy, which overrides may change
-    for override in overrides:
+    for override in lines:
         apply_override(body, override)
     return parse_config(body, "config"), Path.cwd()
 

@@ -10,6 +10,7 @@ from evomerge.core.arrays import FloatArray, ScoreArray
 from evomerge.core.candidate import Proposal
 from evomerge.core.choice_space import ChoiceSpace, Space
 from evomerge.core.linear_span import LinearSpan
+from evomerge.core.noise import noise_seed
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe, Setting
 from evomerge.core.search_space import SearchedParam, SearchSpace
@@ -44,7 +45,13 @@ class LinearProblem:
         weights = recipe.params["weights"]
         breaks = [0, self.vectors.shape[1]] if recipe.breaks is None else recipe.breaks
         rows = np.repeat(weights, np.diff(np.asarray(breaks)), axis=0)
-        merged: FloatArray = np.einsum("dk,kd->d", rows, self.vectors)
+        seeds = (noise_seed(name) for name in recipe.sources)
+        noise = [
+            np.random.Generator(np.random.Philox(key=seed)).normal(size=self.vectors.shape[1])
+            for seed in seeds
+            if seed is not None
+        ]
+        merged: FloatArray = np.einsum("dk,kd->d", rows, np.stack([*self.vectors, *noise]))
         return merged
 
     def scores(self, recipe: Recipe) -> dict[str, ScoreArray]:

@@ -29,14 +29,17 @@ def test_a_search_leaves_a_run_that_can_be_opened(run):
 
 def test_a_file_and_its_content_are_the_same_search(tiny_models, tmp_path, run):
     file = tiny_models.write(tmp_path / "c.yaml", budget={"evaluations": 2})
-    of_file = search(file, run=tmp_path / "a", set_=["budget.evaluations=8"])
+    of_file = search(file, run=tmp_path / "a", overrides=["budget.evaluations=8"])
     assert journal(of_file.path) == journal(run.path)
 
 
 def test_the_same_call_goes_on(tiny_models, tmp_path):
     config = tiny_models.config()
-    search(config, run=tmp_path / "r", set_={"budget.evaluations": 3})
-    assert search(config, run=tmp_path / "r", set_={"budget.evaluations": 5}).status()["done"] == 5
+    search(config, run=tmp_path / "r", overrides={"budget.evaluations": 3})
+    assert (
+        search(config, run=tmp_path / "r", overrides={"budget.evaluations": 5}).status()["done"]
+        == 5
+    )
     assert Run.open(tmp_path / "r").resume(evaluations=6).status()["done"] == 6
     assert config == tiny_models.config()
 

@@ -46,6 +46,16 @@ def test_the_readme_names_every_verb_and_every_link_exists():
     verbs = {command.callback.__name__ for command in app.registered_commands}
     for verb in verbs:
         assert f"`{verb}" in README or f"evomerge {verb}" in README, verb
-    for document in [README, METHODS, *(p.read_text() for p in ROOT.glob("docs/*.md"))]:
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document):
-            assert (ROOT / link).exists() or (ROOT / "docs" / link).exists(), link
+    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document}: {link}"
+
+
+def test_the_comparison_counts_what_is_registered():
+    counts = f"{len(merge_operators.names())}, and {len(delta_transforms.names())} transforms"
+    comparison = (ROOT / "docs" / "comparison.md").read_text()
+    for document in (README, comparison):
+        assert counts in document
+        assert re.search(
+            rf"^\| algorithms \| \[?{len(search_algorithms.names())}\b", document, re.M
+        )

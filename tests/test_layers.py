@@ -62,8 +62,11 @@ def test_only_placement_names_cuda():
     assert not where
 
 
-def test_only_the_ray_pool_imports_ray():
-    assert {name_of(path) for path in FILES if "ray" in imported(path)} == {"runtime/ray_pool.py"}
+def test_only_the_pool_and_the_jobs_import_ray():
+    assert {name_of(path) for path in FILES if "ray" in imported(path)} == {
+        "runtime/ray_jobs.py",
+        "runtime/ray_pool.py",
+    }
 
 
 def test_pickle_only_moves_a_function_to_our_own_workers():

@@ -5,8 +5,10 @@ Appended to `reference/config.md` when the site is built.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from pydantic import BaseModel
 from evomerge.algorithms.algorithm import search_algorithms
 from evomerge.algorithms.races.race import races
 from evomerge.config import schema
+from evomerge.config.construct import section_class
 from evomerge.config.json_schema import config_schema, fields_schema
 from evomerge.core.genes import gene_fields
 from evomerge.core.layer_sequence_space import SequenceRules
@@ -78,6 +81,19 @@ def _class(name: str, cls: type) -> Iterator[str]:
     genes = {item.name: item.gene for item in gene_fields(cls)}
     ranges = {key: f"{gene.low:g} … {gene.high:g}" for key, gene in genes.items()}
     yield from _table(fields_schema(cls), _attributes(cls), ranges)
+    yield from _inner(cls, "")
+
+
+def _inner(cls: type, path: str) -> Iterator[str]:
+    """Return a table for each key of a class that is a mapping with keys of its own."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for item in dataclasses.fields(cls):
+        section = section_class(hints[item.name]) if item.init else None
+        if section is not None:
+            keys = f"{path}{item.name}: "
+            yield from (f"`{keys.strip()}`: {_summary(section)}", "")
+            yield from _table(fields_schema(section), _attributes(section))
+            yield from _inner(section, keys)
 
 
 def _table(
@@ -129,8 +145,9 @@ def _summary(cls: type) -> str:
     """Return what a docstring says in front of its sections."""
     lines = inspect.cleandoc(cls.__doc__ or "").splitlines()
     end = next((i for i, line in enumerate(lines) if line.startswith(_HEADINGS)), len(lines))
-    source = next((line for line in lines if line.startswith("Source:")), "")
-    return _plain("\n".join([*lines[:end], source]).strip())
+    source = re.search(r"^Source:.*(\n(?! |.*:$).+)*", "\n".join(lines[end:]), flags=re.MULTILINE)
+    parts = ["\n".join(lines[:end]).strip(), source[0] if source else ""]
+    return _plain("\n\n".join(part for part in parts if part))
 
 
 def _attributes(cls: type) -> dict[str, str]:
@@ -148,6 +165,9 @@ def _attributes(cls: type) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """Return a docstring's text as Markdown that shows it as it is, `code` apart."""
+    if re.search(r"^=+ +=+$", text, flags=re.MULTILINE):  # a table
+        head, table, tail = re.split(r"^(?==+ +=)((?:.+\n)+)", text, maxsplit=1, flags=re.MULTILINE)
+        return f"{_plain(head)}\n```text\n{table}```\n{_plain(tail)}"
     pieces = re.split(r"(``.+?``|`[^`]+`)", text)
     return "".join(
         piece if piece.startswith("`") else re.sub(r"([*_<>|\[\]\\])", r"\\\1", piece)

@@ -1,4 +1,4 @@
-"""Docstrings are plain text with `code` in it: keep reStructuredText from reading more into them."""
+"""Docstrings are plain text with `code` in it: keep reStructuredText from reading more in."""
 
 import re
 

@@ -30,7 +30,7 @@ class GenomePlus(Genome):
     (there it keeps its old score); its best is a copy (there it moves along, and pulls nowhere);
     the step shrinks once per move of all (there once per member); the four random factors are
     drawn for each member and move (there once per run); a member whose move failed stays. The vote
-    of the best members is not part of a search, and not offered.
+    of the best members is no part of a search: `evomerge export RUN --ensemble K` offers it.
 
     Attributes:
         population_size: N, at least 2.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from evomerge.algorithms.algorithm import require_span, search_algorithm
-from evomerge.algorithms.niche_search import NicheSearch
+from evomerge.algorithms.niche_search import Lineage, NicheSearch
+from evomerge.algorithms.noisy_lineage import MAX_NOISE, NoisyLineage
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.choice_space import Space
@@ -21,11 +22,25 @@ from evomerge.core.linear_span import (
     split_crossover,
 )
 from evomerge.core.objective import Objectives
+from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError
 
 CLONE_TOLERANCE = 1e-12  # between coefficients, which are of order 1
 
 AngleScope = Literal["global", "segment"]
+Genome = TypeVar("Genome")
+
+
+class RecipeLineage(Lineage[Genome], Protocol[Genome]):
+    """A lineage whose members are recipes."""
+
+    def recipe(self, genome: Genome) -> Recipe:
+        """Return the recipe that computes a member."""
+        ...
+
+    def member(self, recipe: Recipe) -> Genome | None:
+        """Return a recipe as a member; None when it cannot be one."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +91,14 @@ class SpanLineage:
         hasher.update(genome.coefficients.tobytes())
         return hasher.digest()
 
+    def recipe(self, genome: Segments) -> Recipe:
+        """Return the recipe that computes a member."""
+        return self.span.recipe(genome)
+
+    def member(self, recipe: Recipe) -> Segments | None:
+        """Return a recipe as a member; None when it is not in the span."""
+        return self.span.segments(recipe)
+
 
 @search_algorithm("m2n2")
 @dataclass(kw_only=True)
@@ -106,6 +129,12 @@ class M2N2:
             breaks are joined; the recipe still says exactly what was scored.
         warm_up: So many proposals are children of two random sources before members breed
             (the paper's warm-up; its code has none).
+        mutation: Standard deviation of the noise that is added to every weight of a child, in the
+            unit of the weights: evolution from scratch, where the paper has 0.01. 0: none, as
+            it should be for models that know something. Recipes then name the seeds of their
+            noise, and every merge makes it anew.
+        max_noise: Most seeds of a recipe, at most 32, as each costs a pass over all weights per
+            merge. A child that inherits more loses the weakest (the paper's keep all).
     """
 
     needs_span: ClassVar[bool] = True  # the composition root then computes `space.span`
@@ -118,6 +147,8 @@ class M2N2:
     capacity: Literal["auto", "one"] = "auto"
     max_segments: int = 256
     warm_up: int = 0
+    mutation: float = 0.0
+    max_noise: int = MAX_NOISE
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -125,11 +156,19 @@ class M2N2:
         Raises:
             ConfigError: A field is out of range.
         """
-        limits = (("population_size", 2), ("alpha", 0), ("max_segments", 2), ("warm_up", 0))
+        limits = (
+            ("population_size", 2), ("alpha", 0), ("max_segments", 2), ("warm_up", 0),
+            ("mutation", 0), ("max_noise", 1),
+        )  # fmt: skip
         for name, low in limits:
             value = getattr(self, name)
             if not low <= value < float("inf"):
                 raise ConfigError(f"algorithm.{name} is {value}, must be at least {low}")
+        if self.max_noise > MAX_NOISE:
+            raise ConfigError(
+                f"algorithm.max_noise is {self.max_noise}, must be at most {MAX_NOISE}: every "
+                "merge makes each noise anew, over all weights"
+            )
         for name, known in (("angle_scope", ("global", "segment")), ("capacity", ("auto", "one"))):
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -142,16 +181,10 @@ class M2N2:
         Raises:
             ConfigError: The space does not know the span of its sources.
         """
-        self._span = require_span(space, "m2n2")
         self._objectives = objectives
-        lineage = SpanLineage(
-            span=self._span,
-            split_point=self.split_point,
-            angle_scope=self.angle_scope,
-            max_segments=self.max_segments,
-        )
-        self._search: NicheSearch[Segments] = NicheSearch(
-            lineage,
+        self._lineage = self._make_lineage(require_span(space, "m2n2"))
+        self._search: NicheSearch[Any] = NicheSearch(
+            self._lineage,
             rng,
             population_size=self.population_size,
             alpha=self.alpha,
@@ -162,6 +195,23 @@ class M2N2:
         self._examples: tuple[tuple[str, int], ...] | None = None
         self._champion: Evaluation | None = None
         self._champion_value = -np.inf
+
+    def _make_lineage(self, span: LinearSpan) -> RecipeLineage[Any]:
+        if self.mutation > 0.0:
+            return NoisyLineage(
+                span=span,
+                sigma=self.mutation,
+                max_noise=self.max_noise,
+                split_point=self.split_point,
+                is_global=self.angle_scope == "global",
+                max_segments=self.max_segments,
+            )
+        return SpanLineage(
+            span=span,
+            split_point=self.split_point,
+            angle_scope=self.angle_scope,
+            max_segments=self.max_segments,
+        )
 
     @property
     def champion(self) -> Evaluation | None:
@@ -205,7 +255,7 @@ class M2N2:
         """Return a child of two members, or of two sources while there are too few."""
         offspring = self._search.ask()
         origin = "crossover" if offspring.parents else "warm-up"
-        return Proposal(self._span.recipe(offspring.genome), offspring.parents, origin)
+        return Proposal(self._lineage.recipe(offspring.genome), offspring.parents, origin)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Offer a scored candidate to the archive; failures leave no trace."""
@@ -220,7 +270,7 @@ class M2N2:
         value = float(np.add.reduce(values)) / len(values)
         if value > self._champion_value:
             self._champion, self._champion_value = evaluation, value
-        segments = self._span.segments(evaluation.candidate.recipe)
-        if segments is not None:
-            self._search.mark_proposed(segments)  # a founder, or another run's candidate
-            self._search.tell(segments, evaluation.flat_scores(), evaluation.candidate.id)
+        member = self._lineage.member(evaluation.candidate.recipe)
+        if member is not None:
+            self._search.mark_proposed(member)  # a founder, or another run's candidate
+            self._search.tell(member, evaluation.flat_scores(), evaluation.candidate.id)

@@ -25,6 +25,7 @@ from evomerge.core.niching import (
 
 Genome = TypeVar("Genome")
 
+HALF_ULP = 2.0**-24  # of float32, relative
 MARGIN = 1e-9  # relative; sums of a few thousand shares are exact to about 1e-13
 RETRIES = 8  # redraws when a child was proposed before, then it is proposed again
 
@@ -269,16 +270,17 @@ class NicheSearch(Generic[Genome]):
 
         A quick look that spares most newcomers the exact sums; it decides no close case.
         """
+        rough: ScoreArray | FloatArray
         if rows is self._scores:
             rough, margin = self._rough @ values.astype(np.float32), self._tolerance
         else:
             rough, margin = rows @ values, MARGIN
-        return bool(rough[-1] < rough[:-1].min() * (1.0 - 2.0 * margin))
+        return float(rough[-1]) < float(rough[:-1].min()) * (1.0 - 2.0 * margin)
 
     @property
     def _tolerance(self) -> float:
         """Largest relative error of a float32 sum of N products of numbers rounded to float32."""
-        return (self._rough.shape[1] + 4) * 2.0**-24
+        return float((self._rough.shape[1] + 4) * HALF_ULP)
 
     def _members_view(self) -> _View:
         """Return what choosing parents and replacing members needs to know of the archive."""

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evomerge.cli.ensemble import show
 from evomerge.cli.locate import locate
 from evomerge.cli.validate import say_finalist
+from evomerge.config.ensemble import export_ensemble
 from evomerge.config.export_run import Exported, Exporter, export_folders
 from evomerge.config.merge_file import merge_file
 from evomerge.errors import ConfigError
@@ -19,6 +21,7 @@ from evomerge.export import AdapterFacts, AsAdapter, ExportResult
 def export_command(
     run: Path,
     out: Path,
+    top: int | None,
     *,
     pick: str,
     verify: bool,
@@ -26,9 +29,19 @@ def export_command(
     rank: int | None,
     as_json: bool,
 ) -> None:
-    """Export the picked candidates of a run."""
+    """Export the picked candidates of a run; with `top` the so many best, as an ensemble."""
     form = _form(adapter, rank)
+    if top is not None and pick != "knee":
+        raise ConfigError("--ensemble takes the best candidates itself; leave out --pick")
     exporter = Exporter(locate(run))
+    if top is not None:
+        on_scored = partial(say_finalist, as_json)
+        show(
+            export_ensemble(exporter, top, out, verify=verify, adapter=form, on_scored=on_scored),
+            out,
+            as_json=as_json,
+        )
+        return
     ids = exporter.choose(pick, partial(say_finalist, as_json))
     rows = []
     for candidate_id, folder in zip(ids, export_folders(out, ids, pick), strict=True):

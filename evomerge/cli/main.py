@@ -18,6 +18,7 @@ from evomerge.cli.options import (
     AdapterOption,
     AddressOption,
     ConfigArgument,
+    EnsembleOption,
     ExecutorOption,
     InsecureOption,
     JsonOption,
@@ -230,6 +231,7 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="Re-score the written model and compare.")
     ] = False,
+    top: EnsembleOption = None,
     adapter: AdapterOption = False,
     rank: RankOption = None,
     json_: JsonOption = False,
@@ -240,7 +242,9 @@ def export(
     """
     from evomerge.cli.export import export_command
 
-    export_command(run, out, pick=pick, verify=verify, adapter=adapter, rank=rank, as_json=json_)
+    export_command(
+        run, out, top, pick=pick, verify=verify, adapter=adapter, rank=rank, as_json=json_
+    )
 
 
 @app.command()

@@ -27,6 +27,12 @@ RankOption = Annotated[
     int | None,
     typer.Option("--rank", metavar="R", help="Cut the adapter to this rank; default: exact."),
 ]
+EnsembleOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ensemble", metavar="K", help="The K best and how they vote (ensemble.json), not --pick."
+    ),
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Number of workers.")]
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Use a cluster elsewhere that asks for no token.")

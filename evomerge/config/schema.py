@@ -40,7 +40,15 @@ def _model(value: Any) -> Any:
 
 
 class ModelConfig(_Section):
-    """One model: a local folder or a Hub id, in mergekit's spelling."""
+    """One model: a local folder or a Hub id, in mergekit's spelling.
+
+    Attributes:
+        model: The folder, from the config's, or the id.
+        name: What recipes and cards call it; None: the folder's name.
+        revision: Of a Hub id: branch, tag or commit.
+        lora: An adapter of it, folder or id.
+        trust_remote_code: Whether code in its folder may run.
+    """
 
     model: str
     name: str | None = None
@@ -189,7 +197,25 @@ class RuntimeConfig(_Section):
 
 
 class RunConfig(_Section):
-    """A whole config file."""
+    """A whole config file.
+
+    Attributes:
+        version: Of the format.
+        name: Of the run; its folder is ``populations/<name>``.
+        seed: Everything random follows from it.
+        base_model: What the models were tuned from; a text is its `model`.
+        models: The fine-tunes, at least one; a text is a `model`.
+        transforms: Further parents, computed once from the models.
+        merge: The merge method and what is searched of it.
+        algorithm: Which recipe is tried next.
+        racing: When candidates are given up before all examples; None: never.
+        tasks: What is scored.
+        objectives: Weighted means of tasks; none: every task is one.
+        constraints: Bounds that the front keeps.
+        budget: When to stop.
+        search: How the loop runs.
+        runtime: Where candidates are scored.
+    """
 
     version: Literal[1] = 1
     # No dot in front: the run folder `populations/<name>` must not be `..`.

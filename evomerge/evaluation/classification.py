@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,9 +117,36 @@ class Classification:
         Raises:
             EvaluationError: Logits are not finite, or a gold class has no output.
         """
-        gold = self._gold()
-        wanted = chosen(len(gold), positions)
-        gold = gold[wanted]
+        wanted = chosen(len(self._gold()), positions)
+        logits = self._checked_logits(subject, wanted)
+        if self.metric == "accuracy":
+            scores = self.marks(logits.argmax(axis=1).tolist(), wanted)
+        else:
+            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+            gold = self._gold()[wanted]
+            scores = shifted[np.arange(len(gold)), gold] / shifted.sum(axis=1)
+        return checked_scores(scores, n=len(wanted), subject=subject.name, path=self.examples)
+
+    def why_no_vote(self) -> str:
+        """Return "" where an example is right or wrong."""
+        return "" if self.metric == "accuracy" else f"it is scored by {self.metric}"
+
+    def answers(self, subject: Subject, positions: IntArray) -> list[int]:
+        """Return (n,) the most likely class of each example.
+
+        Raises:
+            EvaluationError: Logits are not finite, or a gold class has no output.
+        """
+        classes: list[int] = self._checked_logits(subject, positions).argmax(axis=1).tolist()
+        return classes
+
+    def marks(self, answers: Sequence[int], positions: IntArray) -> ScoreArray:
+        """Return (n,) 1.0 where a class is the gold one, else 0.0."""
+        return (np.array(answers, dtype=np.int64) == self._gold()[positions]).astype(np.float32)
+
+    def _checked_logits(self, subject: Subject, wanted: IntArray) -> np.ndarray:
+        """Return (n, labels) float64, all finite, with an output for every gold class."""
+        gold = self._gold()[wanted]
         with subject.with_head(self.head):
             subject.require(self.auto_class)
             logits = self._logits(subject, wanted)
@@ -135,12 +163,7 @@ class Classification:
                 f"{subject.name}: example {in_file[outside[0]]} of {self.examples} has class "
                 f"{gold[outside[0]]}, but the model has {logits.shape[1]} outputs; give `head:`."
             )
-        if self.metric == "accuracy":
-            scores = logits.argmax(axis=1) == gold
-        else:
-            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-            scores = shifted[np.arange(len(gold)), gold] / shifted.sum(axis=1)
-        return checked_scores(scores, n=len(gold), subject=subject.name, path=self.examples)
+        return logits
 
     def _logits(self, subject: Subject, wanted: IntArray) -> np.ndarray:
         """Return (n, labels) float64."""

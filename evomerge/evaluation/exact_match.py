@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError
@@ -122,17 +125,35 @@ class ExactMatch:
         Raises:
             EvaluationError: Logits are NaN, or a prompt is too long.
         """
-        rows = read_rows(self.examples, self.rows)
         wanted = chosen(self.n_examples(), positions)
-        subject.require(self.auto_class)
-        extraction = self._extraction
-        scores = [
-            float(extraction.is_right(answer, rows[i].text("answer")))
-            for i, answer in zip(wanted, self._answers(subject, rows, wanted), strict=True)
-        ]
+        scores = self.marks(self.answers(subject, wanted), wanted)
         return checked_scores(scores, n=len(wanted), subject=subject.name, path=self.examples)
 
-    def _answers(
+    def why_no_vote(self) -> str:
+        """Return "": extracted answers can always be voted on."""
+        return ""
+
+    def answers(self, subject: Subject, positions: IntArray) -> list[str | None]:
+        """Return (n,) the answers found in what the model writes; None where there is none.
+
+        Raises:
+            EvaluationError: Logits are NaN, or a prompt is too long.
+        """
+        rows = read_rows(self.examples, self.rows)
+        subject.require(self.auto_class)
+        return [self._extraction.find(text) for text in self._texts(subject, rows, positions)]
+
+    def marks(self, answers: Sequence[str | None], positions: IntArray) -> ScoreArray:
+        """Return (n,) 1.0 where an answer is the reference's, else 0.0."""
+        rows = read_rows(self.examples, self.rows)
+        extraction = self._extraction
+        right = [
+            extraction.is_reference(answer, rows[i].text("answer"))
+            for i, answer in zip(positions, answers, strict=True)
+        ]
+        return np.array(right, dtype=np.float32)
+
+    def _texts(
         self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
     ) -> list[str]:
         prompts = [row.text("prompt") for row in rows]

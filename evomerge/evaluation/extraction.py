@@ -83,7 +83,10 @@ class Extraction:
         The reference counts as it is where the pattern or a filter finds nothing in it; an
         answer in which they find nothing is wrong.
         """
-        found = self.find(generated)
+        return self.is_reference(self.find(generated), reference)
+
+    def is_reference(self, found: str | None, reference: str) -> bool:
+        """Return whether an answer that `find` gave is that of the reference; see `is_right`."""
         wanted = self.find(reference)
         return found is not None and found == (reference.strip() if wanted is None else wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -98,9 +99,27 @@ class MultipleChoice:
         Raises:
             EvaluationError: A log-likelihood is not finite, or an example is too long.
         """
+        wanted = chosen(len(read_rows(self.examples, self.rows)), positions)
+        return checked_scores(
+            self.marks(self.answers(subject, wanted), wanted),
+            n=len(wanted),
+            subject=subject.name,
+            path=self.examples,
+        )
+
+    def why_no_vote(self) -> str:
+        """Return "": options can always be voted on."""
+        return ""
+
+    def answers(self, subject: Subject, positions: IntArray) -> list[int]:
+        """Return the index of the option that the model prefers, (n,).
+
+        Raises:
+            EvaluationError: A log-likelihood is not finite, or an example is too long.
+        """
         rows = read_rows(self.examples, self.rows)
         wanted = chosen(len(rows), positions)
-        gold = self._gold(rows)[wanted]
+        self._gold(rows)  # checks every row
         subject.require(self.auto_class)
         table = self._logprobs(subject, rows, wanted)
         for i, logprobs in zip(wanted, table, strict=True):
@@ -109,13 +128,12 @@ class MultipleChoice:
                     f"{subject.name}: a log-likelihood on {rows[i].path}:{rows[i].line} is not "
                     "finite; the merged weights are probably broken."
                 )
-        best = [_first_best(logprobs) for logprobs in table]
-        return checked_scores(
-            np.array(best, dtype=np.int64) == gold,
-            n=len(wanted),
-            subject=subject.name,
-            path=self.examples,
-        )
+        return [_first_best(logprobs) for logprobs in table]
+
+    def marks(self, answers: Sequence[int], positions: IntArray) -> ScoreArray:
+        """Return (n,) 1.0 where an option is the gold one, else 0.0."""
+        gold = self._gold(read_rows(self.examples, self.rows))[positions]
+        return (np.array(answers, dtype=np.int64) == gold).astype(np.float32)
 
     def _logprobs(
         self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray

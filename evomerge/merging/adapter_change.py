@@ -9,8 +9,10 @@ import numpy as np
 
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
+from evomerge.core.noise import noise_seed
 from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
+from evomerge.errors import ConfigError
 from evomerge.merging.evo_merging import EvoMerging
 from evomerge.merging.layer_scale import LayerScaled
 from evomerge.merging.linear import Linear
@@ -37,6 +39,10 @@ class AdapterChange:
         """
         self._operators = build_operators(recipe, space)
         self._roles = assign_roles(recipe, space)
+        if any(noise_seed(source) is not None for source in recipe.sources):
+            raise ConfigError(
+                "the recipe adds noise to every weight, which is no adapter; export the full model"
+            )
         self._breaks = recipe.breaks
         self._sources = sources
         self._base = space.sources[0]

@@ -36,7 +36,7 @@ def manifest_of(
     """
     runs: dict[int, dict[str, Any]] = {}
     for name in recipe.sources:
-        source = sources[name]
+        source = sources.get(name)  # noise has none
         if isinstance(source, VirtualSource):
             entry = runs.setdefault(
                 id(source.run),

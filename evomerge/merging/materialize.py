@@ -21,6 +21,7 @@ from evomerge.merging.derived import Derived, derive_for
 from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, weighted_sum
 from evomerge.merging.grams import change_basis
 from evomerge.merging.low_rank import LowRank, read_factors
+from evomerge.merging.noise_source import with_noise
 from evomerge.merging.operator import (
     FiniteResults,
     GlobalThreshold,
@@ -97,7 +98,7 @@ def materialize(
     job = _Job(
         recipe,
         space,
-        sources,
+        with_noise(sources, recipe, space),
         derive_for(cls, space, sources) if derived is None else derived,
         assign_roles(recipe, space),
         torch.device(device),

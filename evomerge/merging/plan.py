@@ -12,6 +12,7 @@ from evomerge.core.arrays import FloatArray, IntArray
 from evomerge.core.genes import gene_fields
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
+from evomerge.core.noise import noise_seed
 from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.errors import ConfigError
 from evomerge.merging.layer_scale import LayerScale, LayerScaled, layer_scales, own_params
@@ -45,9 +46,15 @@ def assign_roles(recipe: Recipe, space: ModelSpace) -> Roles:
     """Return base and experts; the base counts as such only when the recipe starts with it.
 
     Raises:
-        ConfigError: A source is unknown or repeats, or there is only a base.
+        ConfigError: A source is unknown or repeats, there is only a base, or noise in a merge that
+            is not linear.
     """
-    unknown = [name for name in recipe.sources if name not in space.sources]
+    noise = [name for name in recipe.sources if noise_seed(name) is not None]
+    if noise and recipe.operator != "linear":
+        raise ConfigError(
+            f"recipe: {noise[0]!r} can be added by 'linear' only, not by {recipe.operator!r}"
+        )
+    unknown = [name for name in recipe.sources if name not in (*space.sources, *noise)]
     if unknown:
         raise ConfigError(
             f"recipe: {unknown[0]!r} is not a source; the models are {', '.join(space.sources)}"

@@ -38,14 +38,11 @@ from evomerge.search.ports import Outcome
 if TYPE_CHECKING:
     from evomerge.runtime.worker import CandidateScorer
 
-# A worker that is not ready by then is mentioned in events.log; it may come later.
-SLOW_SECONDS = 60.0
-# For results that Ray already holds; a remote node may die before they are here.
-FETCH_SECONDS = 10.0
+SLOW_SECONDS = 60.0  # a worker that is not ready by then is mentioned in events.log
+FETCH_SECONDS = 10.0  # for results that Ray already holds; their node may die meanwhile
 # One call at a time, and nothing is repeated behind our back.
 ONCE = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
-# Nothing large goes through the object store. Ray's own default is 30 % of the memory.
-OBJECT_STORE_BYTES = 100 * 2**20
+OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes there; Ray's default: 30 % of the memory
 
 
 class Cluster:

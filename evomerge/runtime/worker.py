@@ -26,6 +26,7 @@ from evomerge.evaluation.http_client import Meter, usage_text
 from evomerge.evaluation.sanity import watched_outputs
 from evomerge.evaluation.served_subject import ServedModel
 from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.vote import Answer, answers_of
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import materialize
 from evomerge.merging.plan import build_operators, tensor_keys
@@ -235,6 +236,19 @@ class Worker:
                     scores[task][own] = _checked(task, found, len(own))
             start += n_examples
         return scores
+
+    def answers(self) -> dict[str, Sequence[Answer]]:
+        """Return every task's answers of the installed model, see `evaluation.vote`.
+
+        Raises:
+            ConfigError: A task's evaluator gives no answers.
+            EvaluationError: A task cannot be answered.
+        """
+        found: dict[str, Sequence[Answer]] = {}
+        for task, (evaluator, subject) in self._evaluators.items():
+            with _watched(subject):
+                found[task] = answers_of(evaluator, subject)
+        return found
 
 
 def _watched(subject: Subject | ServedModel) -> AbstractContextManager[None]:

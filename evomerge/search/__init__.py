@@ -21,12 +21,12 @@ class _CallableModule(ModuleType):
         config: Any,
         *,
         run: Path | str | None = None,
-        set_: Mapping[str, Any] | Sequence[str] = (),
+        overrides: Mapping[str, Any] | Sequence[str] = (),
         warm_start: Path | str | None = None,
     ) -> Any:
         """Run a search; see `evomerge.api.search`."""
         api = import_module("evomerge.api")
-        return api.search(config, run=run, set_=set_, warm_start=warm_start)
+        return api.search(config, run=run, overrides=overrides, warm_start=warm_start)
 
 
 sys.modules[__name__].__class__ = _CallableModule

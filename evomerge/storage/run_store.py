@@ -44,7 +44,7 @@ FRONT_SECONDS = 1.0
 _OWN_NAMES = (
     "config.yaml", "sources.json", "derived.npz", "manifest.json", "journal.jsonl",
     "journal.jsonl.cut", "scores.f32", "front.json", "surrogate.json", "warm_start.json",
-    "events.log", "arrived", "exports", "lock", "lease.json",
+    "validation.json", "test.json", "events.log", "arrived", "exports", "lock", "lease.json",
 )  # fmt: skip
 
 

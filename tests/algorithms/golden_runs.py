@@ -51,6 +51,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "ga": ("ga", {"population_size": 5}),
     "map_elites": ("map_elites", {"bins": 4, "split_point": False}),
     "m2n2_warm_up": ("m2n2", {"population_size": 6, "warm_up": 12}),
+    "m2n2_mutation": ("m2n2", {"population_size": 6, "mutation": 0.05, "max_noise": 5}),
     "genome": ("genome", {"population_size": 6, "mutation_probability": 0.5}),
     "genome_plus": ("genome_plus", {"population_size": 4}),
     "greedy_soup": ("greedy_soup", {}),

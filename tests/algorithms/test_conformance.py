@@ -37,6 +37,7 @@ CONFIGS = [
     ("cycle_qd", {"cells": 1}),
     ("evo_merging", {"first": "weights", "population_size": 4}),
     ("frank_wolfe", {"iterations": 1}),
+    ("m2n2", {"mutation": 0.05, "max_noise": 3}),
     ("genome", {"population_size": 2, "patience": 1}),
     ("genome_plus", {"population_size": 3, "patience": 1, "elites": 0}),
     ("model_swarms", {"population_size": 2, "patience": 2, "restart_patience": 1}),

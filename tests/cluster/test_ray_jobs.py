@@ -4,89 +4,87 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.ray_head import TOKEN, Head, ray_head
-from tests.e2e.tiny_run import TinyModels, evomerge, journal
+from tests.cli.command import Finished, command
+from tests.cluster.ray_head import TOKEN, ray_head
+from tests.e2e.tiny_run import TinyModels, journal
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
-
-def _call(head: Head, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = evomerge(*arguments, "--address", head.url, env=head.environment)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    return done
+Call = Callable[..., Finished]
 
 
-def _state(head: Head) -> str:
-    return json.loads(_call(head, "status", "tiny", "--json").stdout)["job"]["state"]
-
-
-def _wait_until_ended(head: Head) -> str:
-    until = time.monotonic() + 120
-    while (state := _state(head)) in ("PENDING", "RUNNING"):
+def _wait_while(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 180
+    while condition():
         assert time.monotonic() < until
-        time.sleep(1)
-    return state
+        time.sleep(0.5)
 
 
 def test_a_search_is_submitted_stopped_submitted_again_and_ends(
-    tiny_models: TinyModels, tmp_path: Path
+    tiny_models: TinyModels, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluations, run = 400, tmp_path / "runs" / "tiny"  # longer than it is let run
-    slow = tiny_models.task("up", 0.1, pause=0.6)
+    run = tmp_path / "runs" / "tiny"
+    slow = tiny_models.task("up", 0.1, pause=0.3)
     config = tiny_models.write(
         tmp_path / "config.yaml",
         tasks=[slow, tiny_models.task("down", -0.1)],
-        budget={"evaluations": evaluations},
+        budget={"evaluations": 4000},  # longer than it is let run
         runtime={"executor": "ray", "workers": 2, "gpus_per_worker": 0, "threads": 1},
     )
     with ray_head(tmp_path) as head:
-        submitted = _call(head, "submit", config, "--run", run, "--json")
-        assert json.loads(submitted.stdout)["job"] == "tiny"
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.setenv(name, head.environment[name])
 
+        def call(*arguments: object, code: int = 0) -> Finished:
+            done = command(capsys, *arguments, "--address", head.url)
+            assert done.code == code, done
+            assert TOKEN not in done.out + done.err
+            return done
+
+        def state() -> str:
+            return json.loads(call("status", "tiny", "--json").out)["job"]["state"]
+
+        def told() -> list[int]:
+            events = journal(run) if (run / "journal.jsonl").exists() else []
+            return [event["id"] for event in events if event["kind"] == "told"]
+
+        submitted = call("submit", config, "--run", run, "--json")
+        assert json.loads(submitted.out)["job"] == "tiny"
         # While it runs, whoever looks: the job, and then the lease.
-        again = _call(head, "submit", config, "--run", run, code=3)
-        assert "RunLockedError" in again.stderr
-        other = _call(head, "submit", config, "--run", tmp_path / "other" / "tiny", code=3)
-        assert f"that of another run, {run}" in other.stderr
-        until = time.monotonic() + 120
-        while not (run / "journal.jsonl").exists() or len(journal(run)) < 12:
-            assert _state(head) in ("PENDING", "RUNNING"), _call(head, "logs", "tiny").stdout
-            assert time.monotonic() < until
-            time.sleep(0.5)
-        driven = _call(head, "submit", config, "--run", run, code=3)
-        assert "a driver is running this search already" in driven.stderr
+        assert "RunLockedError" in call("submit", config, "--run", run, code=3).err
+        other = call("submit", config, "--run", tmp_path / "other" / "tiny", code=3)
+        assert f"that of another run, {run}" in other.err
+        _wait_while(lambda: len(told()) < 3 and state() in ("PENDING", "RUNNING"))
+        assert len(told()) >= 3, call("logs", "tiny").out
+        driven = call("submit", config, "--run", run, code=3)
+        assert "a driver is running this search already" in driven.err
 
-        assert "draining" in _call(head, "stop", "tiny").stdout
-        assert _wait_until_ended(head) == "STOPPED"
-        told = [event["id"] for event in journal(run) if event["kind"] == "told"]
-        assert 0 < len(told) < evaluations
-        assert "draining" in _call(head, "logs", "tiny").stdout
-        assert "had ended before" in _call(head, "stop", "tiny").stdout
+        assert "draining" in call("stop", "tiny").out
+        _wait_while(lambda: state() in ("PENDING", "RUNNING"))
+        assert state() == "STOPPED"
+        evaluations = len(told()) + 6
+        assert "draining" in call("logs", "tiny").out
+        assert "had ended before" in call("stop", "tiny").out
 
-        evaluations = len(told) + 6
         less = ("--set", f"budget.evaluations={evaluations}")
-        resumed = _call(head, "submit", config, "--run", run, *less)
-        assert "the run goes on: its last job has STOPPED" in resumed.stdout
-        printed = _call(head, "logs", "tiny", "--follow").stdout
-        assert f"{evaluations} evaluations" in printed
-        status = json.loads(_call(head, "status", "tiny", "--json").stdout)
+        resumed = call("submit", config, "--run", run, *less)
+        assert "the run goes on: its last job has STOPPED" in resumed.out
+        assert f"{evaluations} evaluations" in call("logs", "tiny", "--follow").out
+        status = json.loads(call("status", "tiny", "--json").out)
         assert (status["job"]["state"], status["job"]["run"]) == ("SUCCEEDED", str(run))
         assert (status["state"], status["done"]) == ("done", evaluations)
 
-        assert "there is no job nobody" in _call(head, "logs", "nobody", code=3).stderr
-        wrong = {**head.environment, "RAY_AUTH_TOKEN": "wrong", "RAY_AUTH_TOKEN_PATH": ""}
-        refused = evomerge("logs", "tiny", "--address", head.url, env=wrong)
-        assert (refused.returncode, "refuses this token" in refused.stderr) == (3, True)
+        assert "there is no job nobody" in call("logs", "nobody", code=3).err
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+        assert "refuses this token" in call("logs", "tiny", code=3).err
         _secret_is_nowhere(run, head.temporary)
-    told = [event["id"] for event in journal(run) if event["kind"] == "told"]
-    assert sorted(told) == list(range(evaluations)), "each candidate is told exactly once"
+    assert sorted(told()) == list(range(evaluations)), "each candidate is told exactly once"
 
 
 def _secret_is_nowhere(*places: Path) -> None:

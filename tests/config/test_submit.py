@@ -64,7 +64,7 @@ def test_requirements_are_pinned(tmp_path: Path) -> None:
 def test_what_is_not_pinned_is_refused_with_its_line(line: str, tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text(f"evomerge==0.1.0\n{line}\n")
-    with pytest.raises(ConfigError, match="line 2: .* is not NAME==VERSION"):
+    with pytest.raises(ConfigError, match=r"line 2: .* is not NAME==VERSION"):
         read_requirements(file)
 
 

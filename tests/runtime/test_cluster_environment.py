@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from evomerge.config.schema import RuntimeConfig
 from evomerge.errors import ExecutorError
 from evomerge.runtime import cluster_environment
 from evomerge.runtime.cluster_environment import (
@@ -100,6 +101,21 @@ def test_an_open_cluster_is_accepted_on_loopback_only(
     monkeypatch.setattr(cluster_environment, "is_loopback", lambda address: False)
     with pytest.raises(ExecutorError, match="has no authentication"):
         require_cluster(address)
+
+
+def test_an_open_cluster_elsewhere_is_joined_only_when_that_is_said(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, no_token: None
+) -> None:
+    monkeypatch.setattr(cluster_environment, "is_loopback", lambda address: False)
+    address = serve()
+    with pytest.raises(ExecutorError, match="or give --insecure"):
+        require_cluster(address)
+    assert require_cluster(address, insecure=True)
+
+
+def test_insecure_is_no_key_of_a_config() -> None:
+    # A stranger's config must not be able to ask for it.
+    assert "insecure" not in RuntimeConfig.model_fields
 
 
 def test_the_right_token_is_accepted(
