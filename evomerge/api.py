@@ -45,7 +45,7 @@ def search(
         config: A config file, its content as a mapping, or a parsed config. Relative paths count
             from the file's folder, of the others from the current folder.
         run: Folder of the run; None: ``populations/<name>``.
-        overrides: Keys to replace, as ``{"budget.evaluations": 50}`` or ``["budget.evaluations=50"]``.
+        overrides: Keys to replace, ``{"budget.evaluations": 50}`` or ``["budget.evaluations=50"]``.
         warm_start: Run to begin from, for a new run.
 
     Returns:

@@ -14,6 +14,7 @@ from evomerge.config.schema import parse_config
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.merging.operator import merge_operators
 from evomerge.merging.transform import delta_transforms
+from tests.docs.pages import PAGES
 
 ROOT = Path(__file__).parents[1]
 REGISTRIES = (merge_operators, delta_transforms, search_algorithms, evaluators, races)
@@ -46,7 +47,7 @@ def test_the_readme_names_every_verb_and_every_link_exists():
     verbs = {command.callback.__name__ for command in app.registered_commands}
     for verb in verbs:
         assert f"`{verb}" in README or f"evomerge {verb}" in README, verb
-    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+    for document in PAGES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document}: {link}"
 

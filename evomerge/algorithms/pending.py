@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from evomerge.core.recipe import Recipe
@@ -25,13 +26,15 @@ class Pending(Generic[T]):
         self._entries.setdefault(recipe.digest(), deque()).append(entry)
         self._length += 1
 
-    def pop(self, recipe: Recipe) -> T | None:
-        """Return and forget the oldest entry of `recipe`; None when it was never asked."""
+    def pop(self, recipe: Recipe, fits: Callable[[T], bool] = lambda _: True) -> T | None:
+        """Return and forget the oldest entry of `recipe` that fits; None when there is none."""
         key = recipe.digest()
-        waiting = self._entries.get(key)
-        if waiting is None:
+        waiting = self._entries.get(key, deque())
+        place = next((place for place, entry in enumerate(waiting) if fits(entry)), None)
+        if place is None:
             return None
-        entry = waiting.popleft()
+        entry = waiting[place]
+        del waiting[place]
         self._length -= 1
         if not waiting:
             del self._entries[key]

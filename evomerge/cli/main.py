@@ -231,7 +231,7 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="Re-score the written model and compare.")
     ] = False,
-    top: EnsembleOption = None,
+    k: EnsembleOption = None,
     adapter: AdapterOption = False,
     rank: RankOption = None,
     json_: JsonOption = False,
@@ -242,9 +242,7 @@ def export(
     """
     from evomerge.cli.export import export_command
 
-    export_command(
-        run, out, top, pick=pick, verify=verify, adapter=adapter, rank=rank, as_json=json_
-    )
+    export_command(run, out, k, pick=pick, verify=verify, adapter=adapter, rank=rank, as_json=json_)
 
 
 @app.command()

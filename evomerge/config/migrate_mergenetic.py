@@ -9,7 +9,6 @@ configs of mergenetic 0.1.1.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from evomerge.config.migrated import Migrated, take
 from evomerge.config.starter import placed, run_name, unique
 from evomerge.config.yaml_file import read_yaml
 from evomerge.errors import ConfigError
+from evomerge.runtime.placement import is_gpu
 
 _SAMPLES = 20  # `n_samples`
 _IGNORED = {
@@ -61,7 +61,7 @@ def migrate_mergenetic(
     found.body["budget"] = {"evaluations": evaluations or population * n_generations}
     found.remark("budget", f"pop_size {population} times n_iter {n_generations}, as there.")
     device = str(take(read, done, "device", "auto"))
-    known = re.fullmatch(r"cpu|cuda(:\d+)?", device)
+    known = device == "cpu" or is_gpu(device)
     found.body["runtime"] = {"executor": "in-process", "device": device if known else "auto"}
     _remark_rest(found, read, done)
     return found

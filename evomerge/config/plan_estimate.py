@@ -10,6 +10,7 @@ import numpy as np
 from evomerge.config.plan_run import Measured, WarmUp
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.power import detectable_difference, examples_needed
+from evomerge.runtime.placement import is_gpu
 
 
 def estimate(measured: Measured, detect: float | None = None) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def _cost(measured: Measured, workers: int, evaluations: int, seconds: float) ->
     total = evaluations * seconds
     limit = measured.config.budget.seconds
     wall = measured.start_seconds + total / workers
-    if measured.device.startswith("cuda"):
+    if is_gpu(measured.device):
         share = 1.0 if runtime.executor == "in-process" else (runtime.gpus_per_worker or 1.0)
         hours = {"gpu_hours": total * share / 3600}
     else:

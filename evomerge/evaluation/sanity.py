@@ -95,7 +95,11 @@ def _inputs(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor |
 
 
 def _last_outputs(output: Any, mask: Any) -> Tensor | None:
-    """Return (B, V) logits or states, of texts those at the last token that is no padding."""
+    """Return (B, V) logits or states, of texts those at the last token that is no padding.
+
+    Where a mask hides tokens from each other (B, 1, T, S), which token is last is not known:
+    the largest over all tokens.
+    """
     found = getattr(output, "logits", None)
     if found is None:
         found = getattr(output, "last_hidden_state", None)
@@ -107,4 +111,6 @@ def _last_outputs(output: Any, mask: Any) -> Tensor | None:
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (mask.bool() * places).argmax(dim=1)
         return found[torch.arange(len(found), device=found.device), last]
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        return found.amax(dim=1)
     return found[:, -1]

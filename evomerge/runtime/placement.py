@@ -15,6 +15,11 @@ def check_device(wanted: str) -> None:
         raise ConfigError(f"runtime.device is {wanted!r}; use auto, cpu or cuda:N")
 
 
+def is_gpu(device: str) -> bool:
+    """Return whether a device's name is that of a GPU."""
+    return device.startswith("cuda")
+
+
 def pick_device(wanted: str) -> str:
     """Return "cpu" or "cuda:N" for a config's `runtime.device`.
 

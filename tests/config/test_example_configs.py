@@ -39,7 +39,8 @@ def stand_in(config):
 
 def test_there_are_examples():
     names = {"digits", "llm_two_experts", "llm_transforms", "llm_choice", "ray_cluster"}
-    assert names | {"evo_merging_api"} <= {path.stem for path in FILES}
+    names |= {"evo_merging_api", "llm_lm_eval", "llm_gsm8k_mgsm", "lora_population", "map_vits"}
+    assert names <= {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evomerge.core.objective import Objective
 from evomerge.core.intervals import resample
+from evomerge.core.objective import Objective
 
 MATHS = Objective("maths", {"t": 1.0})
 

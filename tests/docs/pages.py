@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "docker" / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted(
+    path
+    for pattern in ("README.md", "docker/README.md", "docs/**/*.md")
+    for path in ROOT.glob(pattern)
+    if "_build" not in path.parts
+)
 GUIDES = ROOT / "docs" / "guides"
 
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)

@@ -1,10 +1,14 @@
 """Broken models are noticed in the passes that score them."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 from evomerge.errors import EvaluationError
+from evomerge.evaluation.batching import Limits
+from evomerge.evaluation.choices import choice_logprobs, plan_choices
 from evomerge.evaluation.sanity import ENOUGH, watched_outputs
 from evomerge.evaluation.subject import Subject
 from tests.evaluation import tiny_models
@@ -88,6 +92,22 @@ def test_equal_inputs_have_equal_outputs(model):
     with watched_outputs(subject.model, subject.name):
         for _ in range(ENOUGH + 1):
             subject.logits(batch)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_equal_prompts_with_other_options_are_other_inputs(tmp_path, is_broken):
+    class_name, config_name, settings, last = FAMILIES[CAUSAL]
+    tiny_models.save(tiny_models.make(class_name, config_name, settings), tmp_path / "m")
+    subject = Subject.load(tmp_path / "m", auto_class=CAUSAL, name="candidate 7")
+    options = [["yes", "no"], ["red", "blue"], ["up", "down"], ["old", "new"], ["big", "small"]]
+    plan = plan_choices(subject, ["it is"] * len(options), options)
+    assert subject.shares_prefixes  # a trial on other inputs, which is over now
+    if is_broken:
+        set_all(subject, last, 0.0)
+    refused = pytest.raises(EvaluationError, match="same output for 5 different inputs")
+    caught = refused if is_broken else nullcontext()
+    with caught, watched_outputs(subject.model, subject.name):
+        choice_logprobs(subject, plan, range(len(options)), Limits())
 
 
 def test_what_the_evaluator_raises_comes_first(model):

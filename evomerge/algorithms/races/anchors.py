@@ -124,7 +124,7 @@ class AnchorRacing(Racing):
     def tell(self, evaluation: Evaluation) -> None:
         """Pass on what is scored in full; guess the other scores of the rest."""
         self._learn_sizes(evaluation)
-        runner = self._runners.pop(evaluation.candidate.recipe)
+        runner = self._runner_of(evaluation)
         if self._anchors is not None:
             asked = evaluation.candidate.examples
             self._spent += self._n_examples if asked is None else len(asked)

@@ -100,7 +100,7 @@ class HalvingRacing(Racing):
             self._first = max(1, round(self._settings.first * self._n_examples))
             self._order = mixed_order(self._sizes)
             self._weights = example_weights(self._sizes, self._objectives, self._mixture)
-        runner = self._runners.pop(evaluation.candidate.recipe)
+        runner = self._runner_of(evaluation)
         self._n_out -= runner is not None
         if runner is not None and evaluation.examples is not None and evaluation.error is None:
             self._waiting.append((runner, evaluation))

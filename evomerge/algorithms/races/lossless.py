@@ -75,7 +75,7 @@ class LosslessRacing(Racing):
     def tell(self, evaluation: Evaluation) -> None:
         """Pass on a result that is whole or lost; ask for more of the others."""
         self._learn_sizes(evaluation)
-        runner = self._runners.pop(evaluation.candidate.recipe)
+        runner = self._runner_of(evaluation)
         if runner is None or evaluation.error is not None or evaluation.examples is None:
             self.inner.tell(evaluation)
             return

@@ -101,7 +101,7 @@ class PairedRacing(Racing):
         if self._learn_sizes(evaluation):
             self._order = mixed_order(self._sizes)
             self._weights = self._test_weights()
-        runner = self._runners.pop(evaluation.candidate.recipe)
+        runner = self._runner_of(evaluation)
         if evaluation.error is None and evaluation.examples is None:
             self._compete(evaluation)
         if runner is None or evaluation.error is not None or evaluation.examples is None:

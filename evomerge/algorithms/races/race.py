@@ -85,6 +85,21 @@ class Racing:
         self._sizes = {task: len(own) for task, own in evaluation.scores.items()}
         return True
 
+    def _runner_of(self, evaluation: Evaluation) -> Runner | None:
+        """Take back the runner that a result is of; None where all examples were asked at once.
+
+        Of several with one recipe the oldest whose examples are scored: they may be told in
+        another order, and a founder's or an early candidate's result is of none.
+        """
+        candidate, scored = evaluation.candidate, evaluation.examples
+
+        def fits(runner: Runner) -> bool:
+            if evaluation.error is not None:
+                return candidate.examples is not None or runner.n == self._n_examples
+            return scored is None or bool(np.isin(runner.order[: runner.n], scored).all())
+
+        return self._runners.pop(candidate.recipe, fits)
+
     def _block_after(self, n: int) -> int:
         """Return how many examples are to be scored after n of them: all, if few would remain."""
         wanted = self._first if n == 0 else max(n + 1, round(n * self._growth))

@@ -14,7 +14,7 @@ from evomerge.algorithms.races.halving import Halving
 from evomerge.algorithms.races.lossless import Lossless
 from evomerge.algorithms.races.paired import Paired
 from evomerge.algorithms.races.race import estimate, races
-from evomerge.core.candidate import Candidate, Evaluation, split_scores
+from evomerge.core.candidate import Candidate, Evaluation, Proposal, split_scores
 from evomerge.core.objective import Objectives
 from evomerge.errors import ConfigError
 from evomerge.search.loop import LoopPlan, SearchLoop
@@ -197,3 +197,70 @@ def test_estimates_move_the_reference_by_the_difference_seen():
 def test_settings_that_cannot_work_are_refused(race, settings, message):
     with pytest.raises(ConfigError, match=message):
         races.get(race)(**settings)
+
+
+class Scripted:
+    """Proposes given recipes and remembers what it is told."""
+
+    def __init__(self, recipes):
+        self.recipes, self.told = list(recipes), []
+
+    def start(self, space, objectives, rng):
+        pass
+
+    def ask(self):
+        return Proposal(self.recipes.pop(0)) if self.recipes else None
+
+    def tell(self, evaluation):
+        self.told.append(evaluation)
+
+
+def told(problem, number, recipe, asked, scored=None):
+    """An evaluation of which (n,) examples are scored, as the loop tells it; None: all."""
+    row = Evaluation(Candidate(number, recipe), problem.scores(recipe)).flat_scores()
+    if scored is not None:
+        row = np.where(np.isin(np.arange(24), scored), row, np.nan)
+    candidate = Candidate(number, recipe, examples=asked)
+    return Evaluation(candidate, split_scores(row, SIZES), None, "w", scored)
+
+
+def started(race, recipes):
+    problem = linear_problem()
+    inner = Scripted(recipes)
+    racing = race.around(inner)
+    racing.start(problem.space, problem.objectives, generator(0, "test"))
+    return problem, inner, racing
+
+
+@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=2, first=0.25), Growing(first=4)])
+def test_a_founder_that_fails_ends_no_candidate_of_its_recipe(race):
+    first, second = (founder.recipe for founder in linear_problem().space.founders[:2])
+    problem, inner, racing = started(race, [second])
+    racing.tell(told(problem, 0, first, None))
+    examples = racing.ask().examples
+    racing.tell(Evaluation(Candidate(1, second), error="out of memory"))
+    racing.tell(told(problem, 2, second, examples, examples))
+    after = racing.ask()
+    assert after is not None
+    assert after.recipe is second
+    assert len(after.examples)
+    assert [e.candidate.id for e in inner.told] == [0, 1]
+
+
+def test_a_candidate_told_before_the_champion_of_its_recipe_goes_on():
+    problem = linear_problem()
+    base, good = (founder.recipe for founder in problem.space.founders[:2])
+    if problem.scores(base)["second"].sum() > problem.scores(good)["second"].sum():
+        base, good = good, base
+    race = Growing(first=4, coarsest=6, per_level=1, confidence=0.99)
+    problem, inner, racing = started(race, [good, good])
+    racing.tell(told(problem, 0, base, None))
+    sample = racing.ask().examples
+    racing.tell(told(problem, 1, good, sample, sample))
+    champion, again = racing.ask(), racing.ask()
+    assert champion.origin == "champion"
+    np.testing.assert_array_equal(again.examples, sample)
+    racing.tell(told(problem, 3, good, np.zeros(0, dtype=np.int64), sample))
+    assert len(racing.ask().examples), "more of the candidate, not nothing of the champion"
+    racing.tell(told(problem, 2, good, champion.examples))
+    assert [e.candidate.id for e in inner.told] == [0, 1, 2]
