@@ -26,7 +26,9 @@ def status_command(run: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    for key, value in facts.items():
+    best = facts["best"].items()
+    shown = {name: f"{row['value']:.4f} (candidate {row['candidate']})" for name, row in best}
+    for key, value in (facts | {"best": shown}).items():
         print(f"{key:<14}{_plain(value)}")
 
 
@@ -112,6 +114,8 @@ def _print_csv(members: list[dict[str, Any]], results: RunResults) -> None:
 
 
 def _plain(value: Any) -> str:
+    if value is None or value == {}:
+        return "–"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, list):

@@ -378,7 +378,8 @@ def run() -> None:
         _fail(type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:  # an unknown verb, a missing argument, …
         message = error.format_message().rstrip(".")
-        _fail("ConfigError", f"{message}. See evomerge --help.", ConfigError.exit_code)
+        message += "" if message.endswith("?") else "."
+        _fail("ConfigError", f"{message} See evomerge --help.", ConfigError.exit_code)
     except BrokenPipeError:  # `evomerge front RUN | head -1`
         silence(sys.stdout)
         code = BROKEN_PIPE

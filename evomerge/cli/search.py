@@ -17,6 +17,7 @@ from evomerge.cli.progress import Progress, best_of
 from evomerge.config.schema import RunConfig, load_config
 from evomerge.config.session import Session, open_or_create, with_budget, with_runtime
 from evomerge.config.workers import read_run_config
+from evomerge.core.counts import shown_count
 from evomerge.search.loop import SearchLoop
 from evomerge.storage.run_store import RunFolder
 
@@ -129,6 +130,8 @@ def drive(
             "hypervolume": loop.front.hypervolume(),
             "best": best_of(loop),
         }
+        if config.racing:  # the budget counts examples, so candidates are more than it says
+            summary["cost"] = shown_count(loop.done)
         if loop.objectives.constraints:
             summary["feasible"] = loop.front.n_feasible
     if as_json:
@@ -150,9 +153,11 @@ def closing_line(summary: dict[str, object]) -> str:
     volume = summary["hypervolume"]
     volume_text = f", hypervolume {volume:.4f}" if isinstance(volume, float) else ""
     failed = f", {summary['failed']} failed" if summary["failed"] else ""
+    count = f"{summary['evaluations']} evaluations"
+    if "cost" in summary:
+        count = f"{summary['evaluations']} candidates raced at the cost of {summary['cost']}"
     return (
-        f"{summary['run']}: {summary['evaluations']} evaluations{failed}, "
-        f"front of {summary['front']}{volume_text}; best {shown}"
+        f"{summary['run']}: {count}{failed}, front of {summary['front']}{volume_text}; best {shown}"
     )
 
 

@@ -112,6 +112,7 @@ def describe(error: ValidationError) -> str:
     got = repr(first.get("input"))
     inner = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function"))
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", first["msg"])
+    message = message.removeprefix("Value error, ")  # pydantic's word, of no use to the reader
     return f"{inner + ': ' if inner else ''}{message}, got {got[:80]}"
 
 

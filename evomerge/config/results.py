@@ -85,7 +85,9 @@ class RunResults:
         """How many evaluations of all examples were told, or as many examples of more of them."""
         counts = (self.asked[int(event["id"])].get("examples") for event in self.told)
         n_examples = sum(self.header.get("tasks", {}).values()) or 1
-        return sum(1.0 if n is None else int(n.split(":")[0]) / n_examples for n in counts)
+        # Of whole numbers, for a sum of shares may miss a budget by its rounding.
+        n_told = sum(n_examples if n is None else int(n.split(":")[0]) for n in counts)
+        return n_told / n_examples
 
     def front(self) -> ParetoFront:
         """Return the Pareto front; see `ConstrainedFront` for runs with constraints."""

@@ -309,6 +309,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "models": ModelConfig,
     "transforms": TransformConfig,
     "tasks": TaskConfig,
+    "splits": SplitsConfig,
     "objectives": ObjectiveConfig,
     "constraints": ConstraintConfig,
     "budget": BudgetConfig,
@@ -318,7 +319,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    return _SECTIONS.get(str(loc[0]), RunConfig) if loc else RunConfig
+    sections = [_SECTIONS[part] for part in loc if isinstance(part, str) and part in _SECTIONS]
+    return sections[-1] if sections else RunConfig
 
 
 def apply_override(body: dict[str, Any], override: str) -> None:

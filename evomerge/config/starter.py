@@ -199,4 +199,7 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise ConfigError(f"--task {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"--task {path}: is not UTF-8 text") from None
+        raise ConfigError(
+            f"--task {path}: is not UTF-8 text; `init` reads JSON lines. Write other tasks "
+            "into the config by hand (docs/methods.md lists the evaluators)."
+        ) from None

@@ -261,7 +261,10 @@ def _watched(subject: Subject | ServedModel) -> AbstractContextManager[None]:
 def _checked(task: str, scores: ScoreArray, n_examples: int) -> ScoreArray:
     if scores.shape != (n_examples,):
         raise EvaluationError(f"task {task!r}: {scores.shape} scores for {n_examples} examples")
-    return scores
+    if not np.isfinite(scores).all():
+        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise EvaluationError(f"task {task!r}: score {bad} is {scores[bad]}, not a finite number")
+    return scores.astype(np.float32, copy=False)  # as they are read back from the run
 
 
 def _digested(

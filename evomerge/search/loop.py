@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evomerge.algorithms.algorithm import SearchAlgorithm
+from evomerge.core.arrays import IntArray
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.choice_space import Space
 from evomerge.core.constrained_front import ConstrainedFront
@@ -188,8 +189,9 @@ class SearchLoop:
                 break
             self._collect(executor)
         self.log.publish(self.front_json, force=True)
-        if self._last is not None and not len(self.population):
-            self._give_up(f"all {self.n_told} candidates failed", self._last)
+        last = self._last
+        if last is not None and last.error is not None and not len(self.population):
+            self._give_up(f"all {self.n_told} candidates failed", last)
         return reason
 
     def _fill(self, executor: Executor | None) -> None:
@@ -221,7 +223,7 @@ class SearchLoop:
             self._ready[candidate.id] = Evaluation(candidate)
             return
         parked = self.log.parked(candidate)
-        if parked is not None:
+        if parked is not None and _has_asked(parked, candidate.examples):
             self._ready[candidate.id] = parked
             self._parked.add(candidate.id)
         elif executor is not None:
@@ -366,3 +368,11 @@ class SearchLoop:
         if self.objectives.constraints:
             rows = [row | {"feasible": self.front.is_feasible} for row in rows]
         return rows
+
+
+def _has_asked(evaluation: Evaluation, examples: IntArray | None) -> bool:
+    """Return whether a kept result has the (n,) asked scores: a repaired run may ask for others."""
+    if evaluation.error is not None:
+        return True
+    row = evaluation.flat_scores()
+    return not np.isnan(row if examples is None else row[examples]).any()

@@ -39,7 +39,10 @@ class Lease:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise RunLockedError(f"{folder}: {self._holder()} is running this search") from None
+            raise RunLockedError(
+                f"{folder}: {self._holder()} is running this search. Follow it with `evomerge "
+                f"status`, or stop it with Ctrl-C before this."
+            ) from None
         epoch = 1
         if self.path.exists():
             body = self._read()

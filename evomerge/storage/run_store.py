@@ -113,9 +113,7 @@ class RunFolder:
         """
         is_vacant = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
         if not is_vacant or not self.path.name:  # "." cannot be put in place in one step
-            raise RunError(
-                f"{self.path}: exists and is not an evomerge run; choose another --run folder"
-            )
+            raise RunError(f"{self.path}: exists and is not an evomerge run; choose another folder")
         nursery = self.path.with_name(f".{self.path.name}.creating-{os.getpid()}")
         shutil.rmtree(nursery, ignore_errors=True)  # left by a process of this number
         try:

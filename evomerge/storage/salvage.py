@@ -142,7 +142,7 @@ def _sound_part(lines: Sequence[Line], scores: ScoreLog, path: Path) -> tuple[in
                 return index, f"{path}: line {line.number} names row {line.event['row']}, not {row}"
             scores.read(row, str(line.event["scores"]))
         except JournalError as error:
-            return index, str(error)
+            return index, str(error).partition(";")[0]  # without the advice to repair
         row += 1
     return len(lines), ""
 

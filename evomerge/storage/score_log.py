@@ -97,5 +97,8 @@ class ScoreLog:
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be read: {error.strerror}") from None
         if row_digest(data) != digest:
-            raise JournalError(f"{self.path}: row {row} is missing or was altered")
+            raise JournalError(
+                f"{self.path}: row {row} is missing or was altered; save what is whole: "
+                f"evomerge repair {self.path.parent} --out NEW"
+            )
         return np.frombuffer(data, dtype="<f4").astype(np.float32)

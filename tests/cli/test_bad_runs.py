@@ -202,7 +202,7 @@ RUN = [
     Case(
         "scores-altered",
         ("resume", "tiny"),
-        ("scores.f32: row 1 is missing or was altered",),
+        ("scores.f32: row 1 is missing or was altered", "evomerge repair"),
         breaks=flipped,
     ),
     Case("scores-missing", ("resume", "tiny"), ("scores.f32",), breaks=removed("scores.f32")),
@@ -622,7 +622,7 @@ def test_a_run_needs_a_folder_of_its_own(place, evomerge, monkeypatch):
     (place.folder / "here").mkdir()
     monkeypatch.chdir(place.folder / "here")
     done = evomerge("search", "../c.yaml", "--run", ".")
-    assert_one_line(done, 3, ("choose another --run folder",))
+    assert_one_line(done, 3, ("choose another folder",))
 
 
 # --------------------------------------------------------- a run over the place's own models

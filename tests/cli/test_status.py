@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from evomerge.cli.search import closing_line
 from evomerge.config.schema import RuntimeConfig
 from evomerge.config.session import with_runtime
 from evomerge.config.workers import read_run_config
@@ -74,3 +75,19 @@ def test_a_number_of_workers_that_was_chosen_is_kept(place, monkeypatch):
     assert with_runtime(stored, executor="ray", is_resolved=True).runtime.workers == 8
     assert with_runtime(stored, executor="in-process", is_resolved=True).runtime.workers == 1
     assert with_runtime(stored, executor="ray").runtime.workers == 1, "as the config file says"
+
+
+def test_for_people_it_names_values_before_candidates_and_no_none(place, evomerge):
+    best = evomerge("status", "tiny").out
+    assert "candidate" in best.split("best", 1)[1]
+    assert ", value" not in best
+    rechained(lambda events: events.__delitem__(slice(3, None)))(place)  # two asked, none told
+    assert "None" not in evomerge("status", "tiny").out
+
+
+def test_the_last_line_of_a_race_names_candidates_and_their_cost():
+    summary = {"run": "r", "evaluations": 1512, "failed": 0, "front": 3, "hypervolume": None}
+    summary["best"] = {"a": {"candidate": 1, "value": 0.5}}
+    assert closing_line(summary) == "r: 1512 evaluations, front of 3; best a 0.5000"
+    raced = closing_line(summary | {"cost": 150.1})
+    assert raced == "r: 1512 candidates raced at the cost of 150.1, front of 3; best a 0.5000"

@@ -82,6 +82,14 @@ def test_frozen():
         ({"models": [{"model": "a", "lore": "b"}]}, "unknown key 'models.0.lore'.*'lora'"),
         ({"base_model": {"model": "a", "rev": "b"}}, "unknown key 'base_model.rev'"),
         ({"runtime": {"worker": 3}}, "unknown key 'runtime.worker'.*'workers'"),
+        (
+            {"tasks": [{"name": "t", "evaluator": {"name": "e"}, "splits": {"serach": 1}}]},
+            "unknown key 'tasks.0.splits.serach'. Did you mean 'search'.*validation, test",
+        ),
+        (
+            {"tasks": [{"name": "t", "evaluator": {"name": "e"}, "splits": {"search": 0.5}}]},
+            "c.yaml: tasks.0.splits: the shares add up to 0.5",
+        ),
         ({"objectives": [{"name": "o", "task": {}}]}, "'objectives.0.task'.*'tasks'"),
         ({"name": None}, "c.yaml: name: .*valid string"),
         ({"seed": True}, "c.yaml: seed: .*integer"),

@@ -1,5 +1,7 @@
 """What a worker makes of candidates that cannot be scored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,34 @@ def test_a_sick_device_ends_the_process_instead_of_failing_candidate_after_candi
 def test_a_server_that_is_gone_ends_the_run_instead_of_failing_candidate_after_candidate():
     with pytest.raises(UnavailableError, match="gone"):
         Trouble(UnavailableError("gone")).evaluate(CANDIDATE)
+
+
+class Constant:
+    """Gives the same scores to every model."""
+
+    auto_class = "AutoModel"
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def n_examples(self):
+        return len(self.scores)
+
+    def evaluate(self, subject, positions=None):
+        return self.scores if positions is None else self.scores[positions]
+
+
+@pytest.mark.parametrize("examples", [None, np.array([1])])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_no_number_fails_the_candidate_and_not_the_run(bad, examples):
+    worker = Trouble()
+    worker._evaluators = {"t": (Constant(np.array([0.5, bad])), None)}
+    outcome = worker.evaluate(replace(CANDIDATE, examples=examples))
+    number = 1 if examples is None else 0
+    assert outcome.evaluation.error == f"task 't': score {number} is {bad}, not a finite number"
+
+
+def test_scores_are_told_as_they_will_be_read_back():
+    worker = Trouble()
+    worker._evaluators = {"t": (Constant(np.array([0.1, 1 / 3])), None)}
+    assert worker.evaluate(CANDIDATE).evaluation.scores["t"].dtype == np.float32

@@ -12,6 +12,7 @@ from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, ReplayError
+from evomerge.search.events import candidate_of
 from evomerge.search.loop import LoopPlan, SearchLoop
 from evomerge.search.ports import Outcome
 
@@ -292,3 +293,28 @@ def test_replay_refuses_other_examples():
     asked["examples"] = "8:0000000000000000"
     with pytest.raises(ReplayError, match="now yields"):
         run_in_parts(0, log=loop.log)
+
+
+def test_a_kept_result_of_other_examples_is_scored_again():
+    whole, _ = run_in_parts(0)
+    log = MemoryLog()
+    for candidate_id in (0, 1):  # the first half of a recipe, then all of it
+        event = [e for e in whole.log.events if e["kind"] == "asked"][candidate_id]
+        candidate = candidate_of(event, 3)
+        row = np.full(16, np.nan, np.float32)
+        row[:2] = 0.5
+        scores = split_scores(row, {"a": 10, "b": 6})
+        log.park_box[candidate_id] = Evaluation(candidate, scores, None, "w")
+    run_in_parts(0, log=log)
+    assert log.events == whole.log.events
+
+
+def test_a_search_that_scores_no_candidate_in_full_has_not_failed():
+    class Halves(AsksForParts):
+        def ask(self):
+            self.turn = 0
+            return super().ask()
+
+    loop = make_loop(algorithm=Halves(), evaluations=3)
+    assert loop.run(ShuffledExecutor(0, scorer=score_asked)) == "budget"
+    assert not len(loop.population)

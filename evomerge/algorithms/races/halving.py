@@ -105,6 +105,9 @@ class HalvingRacing(Racing):
         if runner is not None and evaluation.examples is not None and evaluation.error is None:
             self._waiting.append((runner, evaluation))
             return
+        # Not where an ask finds it so: one that is answered None is in no journal.
+        if not (self._n_out or self._waiting or self._next):
+            self._n_members = 0
         if evaluation.error is None:
             row = evaluation.flat_scores().astype(np.float64)
             if (value := float((self._weights * row).mean())) > self._best_value:
@@ -112,10 +115,7 @@ class HalvingRacing(Racing):
         self.inner.tell(evaluation)
 
     def _advance(self) -> None:
-        """Let the best of a cohort go on and tell of the others; without any, end the cohort."""
-        if not self._waiting:
-            self._n_members = 0
-            return
+        """Let the best of a cohort go on and tell of the others."""
         assert self._best is not None
         n = min(runner.n for runner, _ in self._waiting)
         common = self._order[:n]

@@ -85,5 +85,6 @@ class LosslessRacing(Racing):
             lost = f"rejected after {n} of {n_all} examples"
             self.inner.tell(replace(evaluation, scores={}, examples=None, error=lost))
             return
-        runner.order = np.concatenate([scored, np.setdiff1d(runner.order, scored)])
+        rest = runner.order[~np.isin(runner.order, scored)]  # still the most telling first
+        runner.order, runner.n = np.concatenate([scored, rest]), len(scored)
         self._next.append(runner)

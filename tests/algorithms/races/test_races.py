@@ -215,52 +215,82 @@ class Scripted:
         self.told.append(evaluation)
 
 
-def told(problem, number, recipe, asked, scored=None):
-    """An evaluation of which (n,) examples are scored, as the loop tells it; None: all."""
-    row = Evaluation(Candidate(number, recipe), problem.scores(recipe)).flat_scores()
+def told(number, recipe, value, asked, scored=None):
+    """An evaluation of which (n,) examples are scored, all alike, as the loop tells it."""
+    row = np.full(24, value, np.float32)
     if scored is not None:
-        row = np.where(np.isin(np.arange(24), scored), row, np.nan)
+        row[np.setdiff1d(np.arange(24), scored)] = np.nan
     candidate = Candidate(number, recipe, examples=asked)
     return Evaluation(candidate, split_scores(row, SIZES), None, "w", scored)
 
 
 def started(race, recipes):
-    problem = linear_problem()
-    inner = Scripted(recipes)
+    problem, inner = linear_problem(), Scripted(recipes)
     racing = race.around(inner)
     racing.start(problem.space, problem.objectives, generator(0, "test"))
-    return problem, inner, racing
+    return inner, racing
 
 
-@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=2, first=0.25), Growing(first=4)])
+BASE, GOOD = (founder.recipe for founder in linear_problem().space.founders[:2])
+
+
+@pytest.mark.parametrize("race", [Paired(first=4), Halving(cohort=2, first=0.25)], ids=str)
 def test_a_founder_that_fails_ends_no_candidate_of_its_recipe(race):
-    first, second = (founder.recipe for founder in linear_problem().space.founders[:2])
-    problem, inner, racing = started(race, [second])
-    racing.tell(told(problem, 0, first, None))
+    inner, racing = started(race, [GOOD])
+    racing.tell(told(0, BASE, 0.2, None))
     examples = racing.ask().examples
-    racing.tell(Evaluation(Candidate(1, second), error="out of memory"))
-    racing.tell(told(problem, 2, second, examples, examples))
-    after = racing.ask()
-    assert after is not None
-    assert after.recipe is second
-    assert len(after.examples)
+    racing.tell(Evaluation(Candidate(1, GOOD), error="out of memory"))
+    racing.tell(told(2, GOOD, 0.6, examples, examples))
+    assert len(racing.ask().examples)
     assert [e.candidate.id for e in inner.told] == [0, 1]
 
 
-def test_a_candidate_told_before_the_champion_of_its_recipe_goes_on():
+def test_asks_of_halving_that_wait_change_nothing():
+    others = [founder.recipe for founder in linear_problem().space.founders[2:]]
+    n_asked = []
+    for waits in (False, True):
+        inner, racing = started(Halving(cohort=2, first=0.25), [GOOD])
+        racing.tell(told(0, BASE, 0.2, None))
+        failing = Candidate(1, GOOD, examples=racing.ask().examples)
+        racing.tell(Evaluation(failing, error="failed"))
+        if waits:
+            assert racing.ask() is None
+        inner.recipes = [*others, *others]
+        asked = [racing.ask() for _ in range(4)]
+        n_asked.append(sum(proposal is not None for proposal in asked))
+    assert n_asked == [2, 2]
+
+
+def test_lossless_keeps_the_order_of_examples_block_after_block():
+    order = generator(0, "order").permutation(24)
+
+    class Archive(Scripted):
+        def example_order(self, proposal):
+            return order
+
+        def rejects(self, examples, scores):
+            return False
+
+    inner = Archive([GOOD])
+    racing = Lossless(first=4, growth=2.0).around(inner)
     problem = linear_problem()
-    base, good = (founder.recipe for founder in problem.space.founders[:2])
-    if problem.scores(base)["second"].sum() > problem.scores(good)["second"].sum():
-        base, good = good, base
-    race = Growing(first=4, coarsest=6, per_level=1, confidence=0.99)
-    problem, inner, racing = started(race, [good, good])
-    racing.tell(told(problem, 0, base, None))
+    racing.start(problem.space, problem.objectives, generator(0, "test"))
+    racing.tell(told(0, BASE, 0.2, None))
+    first = racing.ask().examples
+    np.testing.assert_array_equal(first, np.sort(order[:4]))
+    racing.tell(told(1, GOOD, 0.6, first, first))
+    np.testing.assert_array_equal(racing.ask().examples, np.sort(order[4:8]))
+
+
+def test_a_candidate_told_before_the_champion_of_its_recipe_goes_on():
+    inner, racing = started(Growing(first=4, coarsest=6, per_level=1), [GOOD, GOOD])
+    racing.tell(told(0, BASE, 0.2, None))
     sample = racing.ask().examples
-    racing.tell(told(problem, 1, good, sample, sample))
+    racing.tell(told(1, GOOD, 0.6, sample, sample))
     champion, again = racing.ask(), racing.ask()
     assert champion.origin == "champion"
     np.testing.assert_array_equal(again.examples, sample)
-    racing.tell(told(problem, 3, good, np.zeros(0, dtype=np.int64), sample))
+    racing.tell(told(3, GOOD, 0.6, np.zeros(0, dtype=np.int64), sample))
     assert len(racing.ask().examples), "more of the candidate, not nothing of the champion"
-    racing.tell(told(problem, 2, good, champion.examples))
+    racing.tell(told(2, GOOD, 0.6, champion.examples))
     assert [e.candidate.id for e in inner.told] == [0, 1, 2]
