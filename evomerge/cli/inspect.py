@@ -28,7 +28,7 @@ def status_command(run: Path, *, as_json: bool) -> None:
         return
     best = facts["best"].items()
     shown = {name: f"{row['value']:.4f} (candidate {row['candidate']})" for name, row in best}
-    for key, value in (facts | {"best": shown}).items():
+    for key, value in (facts | {"best": shown, "done": str(facts["done"])}).items():
         print(f"{key:<14}{_plain(value)}")
 
 

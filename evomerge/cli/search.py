@@ -115,6 +115,12 @@ def drive(
                 {"resumed": str(folder.path), "done": loop.n_told, "requeued": waiting},
                 as_json=as_json,
             )
+            if loop.done >= loop.plan.evaluations + 1:  # a race may end a block late
+                over = (
+                    f"{shown_count(loop.done)} evaluations are done, more than the budget of "
+                    f"{loop.plan.evaluations}: nothing is asked for"
+                )
+                notice(f"warning: {over}", {"warning": over}, as_json=as_json)
         workers = (config.runtime.workers or 1) if config.runtime.executor == "ray" else 1
         idle = idle_workers(config.search.look_ahead, workers)
         if idle:

@@ -207,7 +207,7 @@ class RunConfig(_Section):
         models: The fine-tunes, at least one; a text is a `model`.
         transforms: Further parents, computed once from the models.
         merge: The merge method and what is searched of it.
-        algorithm: Which recipe is tried next.
+        algorithm: Which recipe is tried next; `auto` unless said otherwise.
         racing: When candidates are given up before all examples; None: never.
         tasks: What is scored.
         objectives: Weighted means of tasks; none: every task is one.
@@ -227,7 +227,9 @@ class RunConfig(_Section):
         default_factory=list
     )
     merge: Annotated[Named, BeforeValidator(_named)]
-    algorithm: Annotated[Named, BeforeValidator(_named)]
+    algorithm: Annotated[Named, BeforeValidator(_named)] = Field(
+        default_factory=lambda: {"name": "auto"}
+    )
     racing: Annotated[Named | None, BeforeValidator(_named)] = None
     tasks: list[TaskConfig] = Field(min_length=1)
     objectives: list[ObjectiveConfig] = Field(default_factory=list)

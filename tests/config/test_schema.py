@@ -187,3 +187,9 @@ def test_overrides_apply_in_order(tmp_path):
     config = load_config(tmp_path / "c.yaml", ["seed=1", "merge.groups=layer", "seed=2"])
     assert config.seed == 2
     assert config.merge == {"name": "ties", "groups": "layer"}
+
+
+def test_the_algorithm_is_auto_unless_said_otherwise():
+    given = body()
+    given.pop("algorithm", None)
+    assert parse_config(given, "c.yaml").algorithm == {"name": "auto"}
