@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 from evomerge.cli.locate import locate
@@ -48,6 +49,8 @@ def report_command(
                 print(address, flush=True)
                 say("live report; Ctrl-C ends it and leaves the run alone")
 
+        # Also where a shell started it in the background, with Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         serve(folder, port=port or 0, token=token, on_ready=ready)
         return
     data = report_data(RunResults(folder))

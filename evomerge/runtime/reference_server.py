@@ -23,6 +23,7 @@ from evomerge.runtime.served_answers import RefusedError, answer_chat, answer_co
 from evomerge.runtime.worker import Worker
 
 MAX_REQUEST_BYTES = 32 * 2**20
+MAX_UNREAD_BYTES = 64 * 1024  # of a refused request
 IDLE_SECONDS = 300.0  # after which a silent connection is closed
 
 
@@ -164,19 +165,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        if self.close_connection:
+            self.send_header("Connection", "close")  # or a client sends its next request into it
         self.end_headers()
         self.wfile.write(content)
+
+    def _turn_away(self) -> None:
+        """End the connection after the answer; a short body is read, else it could reset it."""
+        self.close_connection = True
+        size = self.headers.get("Content-Length", "")
+        if size.isdecimal():
+            self.rfile.read(min(int(size), MAX_UNREAD_BYTES))
 
     def _body(self, method: str) -> Any:
         given = self.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, self.server.authorization):
-            self.close_connection = True  # its body was not read
+            self._turn_away()
             raise RefusedError(401, "the bearer token is missing or wrong")
         if method == "GET":
             return None
         size = self.headers.get("Content-Length", "")
         if not size.isdecimal() or int(size) > MAX_REQUEST_BYTES:
-            self.close_connection = True
+            self._turn_away()
             raise RefusedError(413, f"a body of at most {MAX_REQUEST_BYTES} bytes is read")
         try:
             return json.loads(self.rfile.read(int(size)))
