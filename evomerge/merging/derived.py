@@ -65,21 +65,13 @@ class Derived:
 
     def quantiles(self, source: str, name: str) -> QuantileTable | None:
         """Return the quantile table of one expert's task vector of one tensor, if kept."""
-        if self.tables is None:
-            return None
-        if (source, name) not in self._opened_tables:
-            found = self.tables.of(source, name)
-            self._opened_tables[source, name] = None if found is None else QuantileTable.of(found)
-        return self._opened_tables[source, name]
+        found = None if self.tables is None else self.tables.of(source, name)
+        return None if found is None else QuantileTable.of(found)
 
     def rank_codes(self, source: str, name: str) -> Tensor | None:
         """Return the rank codes of one expert's task vector of one tensor, if prepared."""
         found = None if self.codes is None else self.codes.peek(source, name)
         return None if found is None else found["codes"]
-
-    @cached_property
-    def _opened_tables(self) -> dict[tuple[str, str], QuantileTable | None]:
-        return {}
 
     def pooled_gram(self, name: str, pool: Pool) -> FloatArray:
         """Return (K, K) the sum of the Gram matrices of a tensor's layer, or of the model."""
