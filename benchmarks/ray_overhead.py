@@ -43,8 +43,20 @@ from evomerge.search.ports import Executor
 
 EXAMPLES = 200
 
+# Its first call waits until every worker has made one: a quick one would end the search alone.
 SCORER = """
-def first_weight(subject, n):
+import os, time
+from pathlib import Path
+
+met = False
+
+def first_weight(subject, n, room, workers):
+    global met
+    Path(room, str(os.getpid())).touch()
+    until = time.monotonic() + 120
+    while not met and time.monotonic() < until:
+        met = len(list(Path(room).iterdir())) >= workers
+        time.sleep(0.05)
     weight = next(subject.model.parameters()).detach().flatten()[0]
     return [float(abs(weight))] * n
 """
@@ -99,6 +111,7 @@ def memory(folder: Path, size: str, workers: int) -> dict[str, Any]:
     (folder / "first_weight_scorer.py").write_text(SCORER)
     run = RunFolder(folder / f"run-{workers}")
     config = parse_config(_config(folder, models.folders, workers), "config")
+    (folder / f"room-{workers}").mkdir()
     create_run(config, folder, run)
     seen: dict[str, Any] = {}
 
@@ -137,7 +150,11 @@ def _config(folder: Path, models: tuple[Path, ...], workers: int) -> dict[str, A
                     "function": "first_weight_scorer:first_weight",
                     "path": str(folder),
                     "n": 4,
-                    "arguments": {"n": 4},
+                    "arguments": {
+                        "n": 4,
+                        "room": str(folder / f"room-{workers}"),
+                        "workers": workers,
+                    },
                     "auto_class": "AutoModelForCausalLM",
                 },
             }

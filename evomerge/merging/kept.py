@@ -205,10 +205,12 @@ def _numbers(
         sums = [weight / below if below else weight for weight in sums]
         divides = False
     factors = [keep.factor for keep in keeps]
+    # Of the factors only the ratios count in a vote; equal ones leave ballots that cancel exactly.
+    most = max(factors, default=1.0)
     votes = weights if is_weighted else (1.0,) * n
     return _Pass(
         tensors.canonical_order,
-        tuple([vote * factor for vote, factor in zip(votes, factors, strict=True)]),
+        tuple([vote * (factor / most) for vote, factor in zip(votes, factors, strict=True)]),
         tuple([math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights]),
         tuple([weight * factor for weight, factor in zip(sums, factors, strict=True)]),
         tuple(shares),

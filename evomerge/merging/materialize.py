@@ -17,6 +17,7 @@ from evomerge.core.model_space import ModelSpace, SpaceTensor
 from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
+from evomerge.merging.apart import empty_apart
 from evomerge.merging.derived import Derived, derive_for
 from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, weighted_sum
 from evomerge.merging.grams import change_basis
@@ -295,7 +296,7 @@ def _merge_segments(
     if len(stretches) == 1:
         return operators[stretches[0][0]].merge(job.inputs(name, dtype, into=out))
     if out is None:
-        out = torch.empty(tensor.spec.shape, dtype=dtype, device=job.device)
+        out = empty_apart(tensor.spec.shape, dtype, job.device)
     are_finite = True
     for segment, start, stop in stretches:
         into = out.view(-1)[start:stop]

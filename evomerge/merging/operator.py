@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import ConfigError
+from evomerge.merging.apart import empty_apart
 from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, pass_size, weighted_sum
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
@@ -194,16 +195,24 @@ class TensorInputs:
         """
         return tuple(self.delta(expert) for expert in range(len(self.experts)))
 
-    def delta(self, expert: int) -> Tensor:
-        """Return one float32 task vector; unlike `deltas`, it is not kept, and all may not fit."""
+    def delta(self, expert: int, *, into: Tensor | None = None) -> Tensor:
+        """Return one float32 task vector; unlike `deltas`, it is not kept, and all may not fit.
+
+        Args:
+            expert: Its number.
+            into: Where to write it; None: new memory, or the task vector itself where it is known
+                exactly, which may be a view of a file and must not be written to.
+        """
         if self.base is None:
             raise ConfigError(f"{self.name}: task vectors need a base model")
         exact = self.exact_deltas[expert] if self.exact_deltas else None
         if exact is not None:
-            return exact
+            return exact if into is None else into.copy_(exact)
         base = self.base.float() if self.base.dtype == torch.float64 else self.base
         # In place: of a large tensor even one float32 copy more is gigabytes.
-        return self.experts[expert].to(torch.float32, copy=True).sub_(base)
+        source = self.experts[expert]
+        copied = source.to(torch.float32, copy=True) if into is None else into.copy_(source)
+        return copied.sub_(base)
 
     def delta_slices(self, order: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield (start, flat float32 task vectors of the experts in `order`), a pass at a time.
@@ -254,11 +263,10 @@ class TensorInputs:
         """Return the magnitude of this tensor's `count`-th largest element; see `threshold`."""
         table = self.quantiles(expert)
         if table is None:
-            delta = self.delta(expert)
-            # An exact task vector may be a view of a file; a difference is ours to reorder.
-            is_ours = not self.exact_deltas or self.exact_deltas[expert] is None
-            magnitudes = delta.abs_() if is_ours else delta.abs()
-            return kth_largest(magnitudes, count if exact else snapped(count, delta.numel()))
+            source = self.experts[expert]
+            own = empty_apart(source.shape, torch.float32, source.device)
+            magnitudes = self.delta(expert, into=own).abs_()
+            return kth_largest(magnitudes, count if exact else snapped(count, magnitudes.numel()))
         return table.exactly_at(count, self.delta(expert)) if exact else table.at(count)
 
     def variance_threshold(self, select: float, *, at_least: int, exact: bool) -> float:
@@ -319,7 +327,7 @@ class TensorInputs:
         if self.into is not None:
             return self.into
         like = self.experts[0]
-        return torch.empty(like.shape, dtype=self.out_dtype, device=like.device)
+        return empty_apart(like.shape, self.out_dtype, like.device)
 
     @property
     def known_deltas(self) -> tuple[Tensor, ...] | None:

@@ -35,7 +35,9 @@ class Job:
     """What a cluster knows of a search.
 
     Attributes:
-        id: Its submission id, the run's name.
+        id: Its submission id: the run's name, then NAME--2, NAME--3, … where it goes on. Never one
+            id twice: Ray's monitor of a job that just ended would call the next of that id dead.
+        number: 1 for the first job of the run, 2 for the next.
         state: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
         message: Ray's sentence about it.
         run: Path of the run folder on the cluster's machines.
@@ -43,6 +45,7 @@ class Job:
     """
 
     id: str
+    number: int
     state: str
     message: str
     run: str
@@ -80,15 +83,22 @@ class RayJobs:
             self._client = JobSubmissionClient(self.address, headers=headers)
 
     def find(self, run_id: str) -> Job | None:
-        """Return the job of a run; None when the cluster has none of that name."""
+        """Return the latest job of a run; None when the cluster has none of that name."""
         with self._explained("list the jobs"):
-            found = [job for job in self._client.list_jobs() if job.submission_id == run_id]
-        if not found:
-            return None
-        job = found[0]
-        run = (job.metadata or {}).get("run", "")
-        state = str(getattr(job.status, "value", job.status))
-        return Job(run_id, state, job.message or "", run, job.driver_exit_code)
+            listed = [(job.metadata or {}, job) for job in self._client.list_jobs()]
+        jobs = [
+            Job(
+                job.submission_id,
+                int(facts.get("number", 1)),
+                str(getattr(job.status, "value", job.status)),
+                job.message or "",
+                facts.get("run", ""),
+                job.driver_exit_code,
+            )
+            for facts, job in listed
+            if job.submission_id and facts.get("name", job.submission_id) == run_id
+        ]
+        return max(jobs, key=lambda job: job.number, default=None)
 
     def submit(
         self,
@@ -102,14 +112,14 @@ class RayJobs:
         """Send a search to the cluster.
 
         Args:
-            run_id: Name of the run; a cluster has one job of that name at a time.
+            run_id: Name of the run; a cluster runs one job of that name at a time.
             command: Its words.
             run: Run folder on the cluster's machines.
             working_dir: Folder whose files the command finds in its own.
             pip: Requirements for driver and workers, on top of what the machines have.
 
         Returns:
-            The job of the same run that had ended before, and whose place this one takes.
+            The job of the same run that had ended before, if there was one.
 
         Raises:
             RunLockedError: A job of that name runs.
@@ -137,42 +147,44 @@ class RayJobs:
         }
         if pip:
             environment["pip"] = {"packages": list(pip), "pip_check": True}
+        number = 1 if before is None else before.number + 1
         with self._explained(f"submit {run_id}"):
-            if before is not None:
-                self._client.delete_job(run_id)
             self._client.submit_job(
-                submission_id=run_id,
+                submission_id=run_id if before is None else f"{run_id}--{number}",
                 entrypoint=shlex.join(command),  # a shell reads it
                 runtime_env=environment,
-                metadata={"run": run},
+                metadata={"run": run, "name": run_id, "number": str(number)},
             )
         return before
 
     def logs(self, run_id: str) -> str:
         """Return what the job has printed so far."""
-        self._require(run_id)
-        with self._explained(f"read the logs of {run_id}"):
-            return str(self._client.get_job_logs(run_id))
+        return self._logs_of(self._require(run_id))
 
     def follow(self, run_id: str) -> Iterator[str]:
         """Yield what the job prints, from its beginning to its end."""
         seen = 0
         while True:
-            is_alive = self._require(run_id).is_alive  # before: what came last is read after
-            text = self.logs(run_id)
+            job = self._require(run_id)  # before: what came last is read after
+            text = self._logs_of(job)
             if len(text) > seen:
                 yield text[seen:]
                 seen = len(text)
-            if not is_alive:
+            if not job.is_alive:
                 return
             time.sleep(POLL_SECONDS)
 
     def stop(self, run_id: str) -> bool:
         """Ask a job to finish what it evaluates and stop; False when it had ended before."""
-        if not self._require(run_id).is_alive:
+        job = self._require(run_id)
+        if not job.is_alive:
             return False
         with self._explained(f"stop {run_id}"):
-            return bool(self._client.stop_job(run_id))
+            return bool(self._client.stop_job(job.id))
+
+    def _logs_of(self, job: Job) -> str:
+        with self._explained(f"read the logs of {job.id}"):
+            return str(self._client.get_job_logs(job.id))
 
     def _require(self, run_id: str) -> Job:
         job = self.find(run_id)

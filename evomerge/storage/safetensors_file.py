@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -95,7 +95,6 @@ class SafetensorsFile:
             entries = _parse_header(header, self.n_bytes - self._start, self.path)
             self._map = mmap.mmap(file.fileno(), self.n_bytes, access=mmap.ACCESS_READ)
         self._begins = {spec.name: begin for spec, begin in entries}
-        self._views: dict[str, Tensor] = {}
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {spec.name: spec for spec, _ in entries}
         )
@@ -107,15 +106,25 @@ class SafetensorsFile:
         Raises:
             SourceError: There is no such tensor, or a BOOL byte is neither 0 nor 1.
         """
-        # A search reads the same tensors for every candidate, and making a view costs more than
-        # finding it.
-        found = self._views.get(name)
-        if found is None:
-            spec = self._spec(name)
-            found = self.read_range(name, 0, spec.n_elements).reshape(spec.shape)
-            if self._is_aligned(spec):
-                self._views[name] = found
-        return found
+        spec = self._spec(name)
+        return self._views[name] if name in self._views else self._whole(spec)
+
+    @cached_property
+    def _views(self) -> Mapping[str, Tensor]:
+        """Views of whole tensors: a search reads the same ones for every candidate.
+
+        All are made at once. Made one by one between merged tensors, they would lie scattered over
+        the heap and keep what is freed there from being used again, gigabytes in a large model.
+        """
+        specs = self.specs.values()
+        return {
+            spec.name: self._whole(spec)
+            for spec in specs
+            if self._is_aligned(spec) and spec.dtype != "BOOL"
+        }
+
+    def _whole(self, spec: TensorSpec) -> Tensor:
+        return self.read_range(spec.name, 0, spec.n_elements).reshape(spec.shape)
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, (stop - start,), a view.

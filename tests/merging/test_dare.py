@@ -152,3 +152,15 @@ def test_density_zero_gives_the_base():
     assert torch.equal(
         DareLinear(weights=(1.0, 1.0), density=0.0).merge(inputs_of(base, experts)), base
     )
+
+
+@pytest.mark.parametrize("density", [0.71, 0.3, 0.9])
+@pytest.mark.parametrize("n", [60, 20_000])  # torch alone, a compiled kernel
+def test_opposite_task_vectors_tie_whatever_they_are_multiplied_by(density, n):
+    delta = torch.rand(n // 10, 10, generator=torch.Generator().manual_seed(0)) + 0.1
+    inputs = inputs_of(torch.zeros_like(delta), [-delta, delta])
+    given = DareTies(weights=(1.0, 1.0), density=density, seed=3)
+    first, second = masks(inputs, density, 3)
+    tied = given.merge(inputs)[torch.from_numpy(first & second)]
+    assert len(tied)
+    assert (tied > 0.0).all(), "a tie goes to the positive sign"
