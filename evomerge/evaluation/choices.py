@@ -150,7 +150,7 @@ def plan_choices(
             )
         wholes, starts = [], []
         for text in texts:
-            whole = (*first, *subject.encode(prompt + text, special=special))
+            whole: Tokens = (*first, *subject.encode(prompt + text, special=special))
             start = min(len(context), len(whole) - 1)
             if start < 1:
                 raise EvaluationError(
@@ -373,5 +373,6 @@ def _row(example: int, choice: Choice, header: int, part: Sequence[int]) -> _Row
 
 def common_tokens(sequences: Sequence[Tokens]) -> int:
     """Return how many leading tokens all sequences share."""
-    low, high = min(sequences, default=()), max(sequences, default=())
+    ordered = sorted(tuple(tokens) for tokens in sequences)
+    low, high = (ordered[0], ordered[-1]) if ordered else ((), ())
     return next((i for i, token in enumerate(low) if token != high[i]), len(low))

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from evomerge.core.arrays import IntArray, ScoreArray
+from evomerge.core.arrays import BoolArray, IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
 from evomerge.evaluation.batching import Limits, Shape, filled, for_each_batch, pad, padded_width
 from evomerge.evaluation.evaluator import evaluator
@@ -142,7 +142,8 @@ class Classification:
 
     def marks(self, answers: Sequence[int], positions: IntArray) -> ScoreArray:
         """Return (n,) 1.0 where a class is the gold one, else 0.0."""
-        return (np.array(answers, dtype=np.int64) == self._gold()[positions]).astype(np.float32)
+        is_right: BoolArray = np.array(answers, dtype=np.int64) == self._gold()[positions]
+        return is_right.astype(np.float32)
 
     def _checked_logits(self, subject: Subject, wanted: IntArray) -> np.ndarray:
         """Return (n, labels) float64, all finite, with an output for every gold class."""
@@ -167,25 +168,25 @@ class Classification:
 
     def _logits(self, subject: Subject, wanted: IntArray) -> np.ndarray:
         """Return (n, labels) float64."""
-        logits: list[np.ndarray | None] = [None] * len(wanted)
+        logits: dict[int, np.ndarray] = {}
         if self.modality == "image":
             pixels = read_arrays(self.examples, ("pixel_values", "labels"), self.rows)
             images = pixels["pixel_values"]
 
-            def run(_: Shape, batch: list[int]) -> None:
+            def run_images(_: Shape, batch: list[int]) -> None:
                 rows = wanted[filled(batch, subject.device)]
                 found = subject.logits({"pixel_values": images[rows]})
                 for row, i in enumerate(batch):
                     logits[i] = found[row]
 
-            for_each_batch(subject, [Shape(1)] * len(wanted), self._limits, run)
+            for_each_batch(subject, [Shape(1)] * len(wanted), self._limits, run_images)
         else:
             sequences = self._tokens(subject)
             if subject.model.config.pad_token_id is None:
                 # Decoders with a classifier look for the last token that is not padding.
                 subject.model.config.pad_token_id = subject.pad_token_id
 
-            def run(shape: Shape, batch: list[int]) -> None:
+            def run_texts(shape: Shape, batch: list[int]) -> None:
                 rows = [sequences[wanted[i]] for i in filled(batch, subject.device)]
                 ids, mask = pad(rows, subject.pad_token_id, side="right", width=shape.width)
                 found = subject.logits({"input_ids": ids, "attention_mask": mask})
@@ -197,9 +198,10 @@ class Classification:
                 length = len(sequences[i])
                 width = padded_width(length, subject.max_tokens)
                 shapes.append(Shape(width, full=width == length))
-            for_each_batch(subject, shapes, self._limits, run)
-        n_labels = logits[0].shape[0] if logits else 1
-        return np.array(logits, dtype=np.float64).reshape(len(wanted), n_labels)
+            for_each_batch(subject, shapes, self._limits, run_texts)
+        if not logits:
+            return np.zeros((0, 1))
+        return np.stack([logits[i] for i in range(len(wanted))]).astype(np.float64)
 
     def _tokens(self, subject: Subject) -> list[list[int]]:
         """Return the tokens of every text, cut to what the model takes."""
@@ -208,7 +210,10 @@ class Classification:
             texts = [row.text("text") for row in read_rows(self.examples, self.rows)]
             limits = [m for m in (self.max_length, subject.max_tokens) if m is not None]
             settings = {"truncation": True, "max_length": min(limits)} if limits else {}
-            return subject.tokenizer(texts, padding=False, **settings)["input_ids"]
+            tokens: list[list[int]] = subject.tokenizer(texts, padding=False, **settings)[
+                "input_ids"
+            ]
+            return tokens
 
         return subject.prepared((self, stamp(self.examples)), make)
 

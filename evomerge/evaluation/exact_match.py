@@ -119,7 +119,9 @@ class ExactMatch:
         chat = self._chat.content()
         return tuple(row.digest("prompt", "answer", beside=chat) for row in rows)
 
-    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+    def evaluate(
+        self, subject: Subject | ServedSubject, positions: IntArray | None = None
+    ) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
         Raises:
@@ -133,7 +135,7 @@ class ExactMatch:
         """Return "": extracted answers can always be voted on."""
         return ""
 
-    def answers(self, subject: Subject, positions: IntArray) -> list[str | None]:
+    def answers(self, subject: Subject | ServedSubject, positions: IntArray) -> list[str | None]:
         """Return (n,) the answers found in what the model writes; None where there is none.
 
         Raises:

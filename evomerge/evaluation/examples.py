@@ -122,7 +122,8 @@ def read_rows(path: Path, rows: tuple[int, int] | None = None) -> tuple[Row, ...
         DataError: The file is missing, empty, not UTF-8, has a line that is not a JSON
             object, two rows with the same `id`, or fewer rows than asked for.
     """
-    return cut(_read_rows(path, stamp(path)), rows, path)
+    kept: tuple[Row, ...] = cut(_read_rows(path, stamp(path)), rows, path)
+    return kept
 
 
 def read_text(path: Path) -> str:

@@ -19,7 +19,7 @@ def _last_number(text: str) -> str | None:
     found = _NUMBER.findall(text)
     if not found:
         return None
-    number = found[-1].replace(",", "")
+    number: str = found[-1].replace(",", "")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
@@ -101,7 +101,7 @@ class Extraction:
             group = (1 if chosen.re.groups else 0) if self.group is None else self.group
             answer = chosen.group(group) or ""
         for name in self.filters:
-            answer = FILTERS[name](answer)
             if answer is None:
                 return None
-        return answer.strip()
+            answer = FILTERS[name](answer)
+        return None if answer is None else answer.strip()

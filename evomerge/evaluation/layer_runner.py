@@ -78,7 +78,7 @@ class LayerRunner:
         step = _alias(layer)
         for module in step.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                module.layer_idx = index  # type: ignore[assignment]
         if factor != 1.0:
             self._scale_outputs(step, factor)
         return step

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
+from evomerge.core.arrays import BoolArray, FloatArray, IntArray, ScoreArray
 from evomerge.errors import EvaluationError
 from evomerge.evaluation.batching import SAME_WITHIN, Limits
 from evomerge.evaluation.chat import Chat
@@ -93,7 +93,9 @@ class MultipleChoice:
         chat = self._chat.content()
         return tuple(row.digest("prompt", "options", "gold", beside=chat) for row in rows)
 
-    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+    def evaluate(
+        self, subject: Subject | ServedSubject, positions: IntArray | None = None
+    ) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
         Raises:
@@ -111,7 +113,7 @@ class MultipleChoice:
         """Return "": options can always be voted on."""
         return ""
 
-    def answers(self, subject: Subject, positions: IntArray) -> list[int]:
+    def answers(self, subject: Subject | ServedSubject, positions: IntArray) -> list[int]:
         """Return the index of the option that the model prefers, (n,).
 
         Raises:
@@ -133,7 +135,8 @@ class MultipleChoice:
     def marks(self, answers: Sequence[int], positions: IntArray) -> ScoreArray:
         """Return (n,) 1.0 where an option is the gold one, else 0.0."""
         gold = self._gold(read_rows(self.examples, self.rows))[positions]
-        return (np.array(answers, dtype=np.int64) == gold).astype(np.float32)
+        is_right: BoolArray = np.array(answers, dtype=np.int64) == gold
+        return is_right.astype(np.float32)
 
     def _logprobs(
         self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray

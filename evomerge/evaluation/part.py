@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.core.arrays import IntArray, ScoreArray
-from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.evaluator import DigestsExamples, Evaluator
 from evomerge.evaluation.examples import chosen
 
 
@@ -41,6 +41,7 @@ class Part:
 
     def example_digests(self) -> tuple[str, ...]:
         """Return (n,) digests of these examples."""
+        assert isinstance(self.whole, DigestsExamples)  # parts are drawn by digest
         digests = self.whole.example_digests()
         return tuple(digests[i] for i in self.kept)
 

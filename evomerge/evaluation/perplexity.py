@@ -75,6 +75,12 @@ class Perplexity:
         return Limits(self.batch_tokens, self.batch_size)
 
     @property
+    def _span(self) -> tuple[int, int]:
+        """The windows [start, stop) of a .txt file, which cannot go without."""
+        assert self.rows is not None
+        return self.rows
+
+    @property
     def _is_plain(self) -> bool:
         return Path(self.examples).suffix == ".txt"
 
@@ -89,7 +95,7 @@ class Perplexity:
             for row in rows:
                 row.text("text")
             return len(rows)
-        start, stop = self.rows
+        start, stop = self._span
         if not read_text(self.examples).strip():
             raise DataError(f"{self.examples}: holds only white space.")
         return stop - start
@@ -98,7 +104,7 @@ class Perplexity:
         """Return (N,) digests: of each text, or of the whole .txt file and the window in it."""
         if not self._is_plain:
             return tuple(row.digest("text") for row in read_rows(self.examples, self.rows))
-        start, stop = self.rows
+        start, stop = self._span
         whole = content_digest(read_text(self.examples))
         return tuple(content_digest([whole, self.window, i]) for i in range(start, stop))
 
@@ -166,7 +172,7 @@ class Perplexity:
 
     def _windows(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
         """Return (tokens, bytes of text they stand for) for every window."""
-        start, stop = self.rows
+        start, stop = self._span
         tokens = subject.encode(read_text(self.examples), special=False)
         if stop * self.window > len(tokens):
             raise DataError(

@@ -138,7 +138,7 @@ class PythonFunction:
                     f"python: {module_name!r} is already imported from {file}, not from {folder}; "
                     "rename your module."
                 )
-        function = getattr(module, name, None)
+        function: Callable[..., Any] | None = getattr(module, name, None)
         if not callable(function):
             known = [key for key, value in vars(module).items() if callable(value)]
             raise ConfigError(

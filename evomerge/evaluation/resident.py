@@ -72,7 +72,8 @@ class Loaded:
         from safetensors import safe_open
 
         with safe_open(self.files[name], framework="pt") as stored:
-            return stored.get_tensor(name)
+            tensor: Tensor = stored.get_tensor(name)
+            return tensor
 
     def resolve(self, name: str) -> Unit | None:
         """Return the unit of a checkpoint name, also where the folder was not mapped."""
@@ -248,12 +249,14 @@ def reload_state(loaded: Loaded, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _from_pretrained(auto: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    loaded: tuple[Any, dict[str, Any]]
     try:
-        return auto.from_pretrained(folder, attn_implementation="sdpa", **options)
+        loaded = auto.from_pretrained(folder, attn_implementation="sdpa", **options)
     except (ValueError, ImportError) as error:
         if "attention" not in str(error):
             raise
-        return auto.from_pretrained(folder, attn_implementation="eager", **options)
+        loaded = auto.from_pretrained(folder, attn_implementation="eager", **options)
+    return loaded
 
 
 def _map_weights(loaded: Loaded) -> None:
@@ -267,7 +270,11 @@ def _map_weights(loaded: Loaded) -> None:
         known_gaps = set(loaded.uninitialised) | _optional_names(loaded.model)
         if loaded.untied:
             known_gaps |= _output_embedding_names(loaded.model)
-        why = weight_map.disagreement(lambda name: opened[files[name]].get_tensor(name), known_gaps)
+
+        def stored(name: str) -> Tensor:
+            return opened[files[name]].get_tensor(name)  # type: ignore[no-untyped-call,no-any-return]
+
+        why = weight_map.disagreement(stored, known_gaps)
     except Exception as error:  # transformers' tables are private: any failure means "unmapped"
         why = f"{type(error).__name__}: {error}"
     else:
@@ -308,7 +315,8 @@ def _take_generation_config(model: Any) -> int | list[int] | None:
     if settings is None:
         return None
     model.generation_config = GenerationConfig()
-    return settings.eos_token_id
+    ends: int | list[int] | None = settings.eos_token_id
+    return ends
 
 
 def _max_tokens(model: Any) -> int | None:
@@ -321,7 +329,7 @@ def _max_tokens(model: Any) -> int | None:
             name.endswith("position_embeddings")
             and getattr(module, "padding_idx", None) is not None
         ):
-            return limit - module.padding_idx - 1  # RoBERTa counts positions from padding_idx + 1
+            return int(limit - module.padding_idx - 1)  # RoBERTa counts from padding_idx + 1
     return limit
 
 

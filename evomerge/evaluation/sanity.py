@@ -8,7 +8,7 @@ Shapes: B rows of a batch, T tokens, V outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,7 @@ class _Watch:
         self._input: Tensor | None = None  # first row seen
         self._output: Tensor | None = None  # (V,) of that row
         self.n_equal = 0  # other inputs with the same output
-        self.stop = lambda: None
+        self.stop: Callable[[], None] = lambda: None
 
     def look(
         self, _: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any

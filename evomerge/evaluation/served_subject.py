@@ -197,6 +197,7 @@ def text_subject(
 ) -> Subject | ServedSubject:
     """Return what evaluators of text ask: the resident model, or the one on a server."""
     if candidate is None:
+        assert not isinstance(subject, ServedModel)  # built so by `config.workers.worker_of`
         return subject
     if not isinstance(subject, ServedModel):
         raise EvaluationError(

@@ -164,7 +164,7 @@ class Subject(Vocabulary):
             for module, leaf, value in swaps.values():
                 setattr(module, leaf, nn.Parameter(value, requires_grad=False))
                 if leaf == "weight" and hasattr(module, "out_features"):
-                    module.out_features = value.shape[0]
+                    module.out_features = value.shape[0]  # type: ignore[assignment]
             self.uninitialised = tuple(n for n in uninitialised if n not in swaps)
             yield
         finally:
@@ -323,7 +323,7 @@ class Subject(Vocabulary):
 
     def forward(self, batch: Mapping[str, Any], **options: Any) -> Tensor:
         """Return the logits tensor of one forward pass; `options` go to the model as they are."""
-        logits = getattr(self._outputs(batch, options), "logits", None)
+        logits: Tensor | None = getattr(self._outputs(batch, options), "logits", None)
         if logits is None:
             raise EvaluationError(f"{self.name}: {type(self.model).__name__} gives no logits")
         return logits
@@ -331,7 +331,8 @@ class Subject(Vocabulary):
     def hidden_states(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the (B, T, width) states after the last layer, in the model's dtype."""
         with torch.inference_mode():
-            states = getattr(self._outputs(batch, {}), "last_hidden_state", None)
+            found = self._outputs(batch, {})
+            states: Tensor | None = getattr(found, "last_hidden_state", None)
         if states is None:
             raise EvaluationError(f"{self.name}: {type(self.model).__name__} gives no states")
         return states
