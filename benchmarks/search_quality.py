@@ -10,7 +10,8 @@ One example-evaluation is one example scored for one recipe; `--budget` is in fu
 a problem, the founders' included. Searches see the search examples only; every figure is of
 held-out examples. Curves, ranks and ratios go into results.json, table.md and curves.png under
 `--out`; progress goes to stderr; the last line of stdout is one JSON object. Models are trained
-on first use and kept in `--cache`.
+on first use and kept in `--cache`. Each run is kept in runs.jsonl as it ends; `--resume` takes
+those of an earlier call (same code!) instead of running them again.
 """
 
 from __future__ import annotations
@@ -89,6 +90,16 @@ def run_all(tasks: list[Task], jobs: int) -> Iterator[RunResult]:
             yield future.result()
 
 
+def recorded(file: Path) -> list[RunResult]:
+    """Return the runs that an earlier call has kept; a line that a kill cut off is left out."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [RunResult(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _place(run: RunResult) -> tuple[str, str, int]:
+    return run.problem, run.algorithm, run.seed
+
+
 def figures(runs: list[RunResult], skipped: Mapping[str, str]) -> dict[str, Any]:
     """Return what is printed: ratios, ranks, curves, and why something is missing."""
     results = Results(runs)
@@ -125,6 +136,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="full evaluations, 400 (smoke: 40)")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--smoke", action="store_true", help="few seeds, a small budget")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --out has")
     temporary = Path(tempfile.gettempdir())
     parser.add_argument("--cache", type=Path, default=temporary / "evomerge-search-quality")
     parser.add_argument("--out", type=Path, default=temporary / "evomerge-search-quality")
@@ -148,17 +160,27 @@ def main() -> None:
         for name in names
         for algorithm in options.algorithms
     ]
-    runs: list[RunResult] = []
-    for run in run_all(tasks, options.jobs):
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = options.out / "runs.jsonl"
+    place = {task[:3]: number for number, task in enumerate(tasks)}
+    sizes = {name: _problem(name, str(options.cache)).n_examples for name in names}
+    runs = [
+        run
+        for run in (recorded(record) if options.resume else [])
+        if _place(run) in place and run.budget == budget * sizes[run.problem]
+    ]
+    record.write_text("".join(json.dumps(run.to_json()) + "\n" for run in runs))
+    done = {_place(run) for run in runs}
+    for run in run_all([task for task in tasks if task[:3] not in done], options.jobs):
         runs.append(run)
+        with record.open("a") as file:
+            file.write(json.dumps(run.to_json()) + "\n")
         what = run.note or f"{run.steps[-1][2]:.4f} held out, {run.cpu_seconds:.1f} s"
         print(f"{len(runs)}/{len(tasks)} {run.problem} {run.algorithm} seed {run.seed}: {what}",
               file=sys.stderr, flush=True)  # fmt: skip
-    place = {task[:3]: number for number, task in enumerate(tasks)}
-    runs.sort(key=lambda run: place[run.problem, run.algorithm, run.seed])
+    runs.sort(key=lambda run: place[_place(run)])
     found = {"budget": budget, "seeds": n_seeds, **figures(runs, skipped)}
     results = Results(runs)
-    options.out.mkdir(parents=True, exist_ok=True)
     everything = {**found, "runs": [run.to_json() for run in runs]}
     (options.out / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
     text = table(results, found["mean_rank"])

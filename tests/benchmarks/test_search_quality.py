@@ -145,3 +145,12 @@ def test_the_command_prints_every_figure(tmp_path):
     assert {len(column) for column in curve.values()} == {10}
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
     assert "`m2n2`" in (tmp_path / "out" / "table.md").read_text()
+    with (tmp_path / "out" / "runs.jsonl").open("a") as kept:
+        kept.write('{"problem": "cut off by a kill')
+    again = subprocess.run(
+        [*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert again.returncode == 0, again.stderr
+    assert "held out" not in again.stderr, "nothing is run again"
+    assert json.loads(again.stdout.splitlines()[-1])["mean_rank"] == figures["mean_rank"]
+    assert len((tmp_path / "out" / "runs.jsonl").read_text().splitlines()) == 2
