@@ -29,7 +29,7 @@ from typing import Any
 from evomerge.config.mergekit_fields import Entries, mappings, parse_model, shown
 from evomerge.config.mergekit_yaml import MergePlan, Row, check_method, plan_entries
 from evomerge.config.schema import ModelConfig
-from evomerge.config.yaml_file import read_yaml
+from evomerge.config.yaml_file import blaming, read_yaml
 from evomerge.core.layer_plan import MAX_LAYERS, LayerPlan, LayerSlot
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
@@ -168,11 +168,8 @@ def read_slices(path: Path) -> SlicesPlan | None:
         ConfigError: The file is not readable YAML under 1 MB, or asks for something evomerge
             does not do; names the file and the key.
     """
-    try:
+    with blaming(path):
         return _read(read_yaml(path), path)
-    except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
 def _read(body: dict[str, Any], path: Path) -> SlicesPlan | None:

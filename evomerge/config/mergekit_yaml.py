@@ -35,7 +35,7 @@ from evomerge.config.mergekit_fields import (
 )
 from evomerge.config.mergekit_settings import settings_of
 from evomerge.config.schema import ModelConfig
-from evomerge.config.yaml_file import read_yaml
+from evomerge.config.yaml_file import blaming, read_yaml
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe, Setting
@@ -216,11 +216,8 @@ def read_mergekit(path: Path) -> MergePlan:
         ConfigError: The file is not readable YAML under 1 MB, or asks for something evomerge
             does not do; names the file and the key.
     """
-    try:
+    with blaming(path):
         return _read(read_yaml(path), path)
-    except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
 def check_method(body: Mapping[str, Any]) -> str:

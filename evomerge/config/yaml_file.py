@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,13 @@ def parse_yaml(text: str, where: str) -> Any:
 def dump_yaml(value: Any) -> str:
     """Return a YAML text with keys in the order given."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Begin the text of every ConfigError with the file's name."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None

@@ -12,11 +12,9 @@ from evomerge.algorithms.races.race import races
 from evomerge.core.anchor_model import ESTIMATORS
 from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.errors import ConfigError
-from evomerge.search.loop import LoopPlan, SearchLoop
 from evomerge.seeding import generator
 from evomerge.testing import check_search_algorithm, linear_problem
-from tests.algorithms.races.test_races import SIZES, Scorer, only, replayed, search
-from tests.search.fakes import MemoryLog
+from tests.algorithms.races.test_races import SIZES, check_resumes, only, search
 
 N = sum(SIZES.values())
 
@@ -101,22 +99,7 @@ def test_more_candidates_for_the_same_examples():
 
 
 def test_a_run_on_anchors_resumes_from_its_journal():
-    race = AnchorRace(n=6, champion_every=2.0)
-    whole, _ = search(race.around(CmaEs()), 40)
-    for cut in (5, len(whole.log.events) - 5):
-        problem, log = linear_problem(), MemoryLog()
-        log.events = whole.log.events[:cut]
-        log.rows = whole.log.rows[: sum(e["kind"] == "told" for e in log.events)]
-        loop = SearchLoop(
-            algorithm=race.around(CmaEs()),
-            space=problem.space,
-            objectives=problem.objectives,
-            log=log,
-            plan=LoopPlan(1, 40, 1, tasks=SIZES),
-        )
-        loop.replay(replayed(log))
-        loop.run(Scorer(problem))
-        assert log.events == whole.log.events
+    check_resumes(AnchorRace(n=6, champion_every=2.0), 5, -5)
 
 
 def test_without_examples_to_save_everything_is_scored_in_full():

@@ -134,10 +134,14 @@ def test_more_candidates_for_the_same_examples(race):
     "race", [Paired(first=4), Halving(cohort=4, first=0.25), Growing(first=4)], ids=str
 )
 def test_a_raced_run_resumes_from_its_journal(race):
+    check_resumes(race, 9, 30, -5)
+
+
+def check_resumes(race, *cuts: int) -> None:
+    """Cut a run's journal after so many events, go on, and compare with the run undisturbed."""
     whole, _ = search(race.around(CmaEs()), 40)
-    for cut in (9, 30, len(whole.log.events) - 5):
-        problem = linear_problem()
-        log = MemoryLog()
+    for cut in cuts:
+        problem, log = linear_problem(), MemoryLog()
         log.events = whole.log.events[:cut]
         log.rows = whole.log.rows[: sum(e["kind"] == "told" for e in log.events)]
         loop = SearchLoop(
