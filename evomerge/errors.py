@@ -23,6 +23,8 @@ A message says what is wrong, where (file, key, tensor), and what to do.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -95,3 +97,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type when it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)S?$")
+_SHORTEST_SECRET = 6  # shorter values are words that messages have anyway
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text of another library without what must not be logged.
+
+    That is users and passwords in URLs, and the values of environment variables whose names end
+    in KEY, TOKEN, PASSWORD or SECRET.
+    """
+    for name, value in os.environ.items():
+        if _SECRET_VARIABLE.search(name.upper()) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, f"${name}")
+    return _USER_IN_URL.sub("…@", text)

@@ -14,10 +14,11 @@ from evomerge.config.schema import parse_config
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.merging.operator import merge_operators
 from evomerge.merging.transform import delta_transforms
+from evomerge.trackers.tracker import trackers
 from tests.docs.pages import PAGES
 
 ROOT = Path(__file__).parents[1]
-REGISTRIES = (merge_operators, delta_transforms, search_algorithms, evaluators, races)
+REGISTRIES = (merge_operators, delta_transforms, search_algorithms, evaluators, races, trackers)
 METHODS = (ROOT / "docs" / "methods.md").read_text()
 README = (ROOT / "README.md").read_text()
 

@@ -64,6 +64,7 @@ def test_only_placement_names_cuda():
 
 def test_only_the_pool_and_the_jobs_import_ray():
     assert {name_of(path) for path in FILES if "ray" in imported(path)} == {
+        "runtime/ray_cluster.py",
         "runtime/ray_jobs.py",
         "runtime/ray_pool.py",
     }

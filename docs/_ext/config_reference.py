@@ -24,6 +24,7 @@ from evomerge.core.layer_sequence_space import SequenceRules
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.merging.operator import merge_operators
 from evomerge.merging.transform import delta_transforms
+from evomerge.trackers.tracker import trackers
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -40,6 +41,7 @@ SECTIONS = (
     ("`budget:`", "BudgetConfig"),
     ("`search:`", "SearchConfig"),
     ("`runtime:`", "RuntimeConfig"),
+    ("`runtime.staging:`", "StagingConfig"),
 )
 REGISTRIES = (
     ("`merge:`", merge_operators),
@@ -47,6 +49,7 @@ REGISTRIES = (
     ("`algorithm:`", search_algorithms),
     ("`racing:`", races),
     ("`evaluator:`", evaluators),
+    ("`trackers:`", trackers),
 )
 _HEADINGS = ("Attributes:", "Args:", "Raises:", "Source:", "Returns:", "Class attributes:")
 

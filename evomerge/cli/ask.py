@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from evomerge.cli.locate import locate
 from evomerge.config.ask_run import Answer, ask_run, export_answer
+from evomerge.config.locate import locate
 from evomerge.config.results import RunResults
 from evomerge.core.recipe import Recipe
 
@@ -37,6 +37,11 @@ def _print(answer: Answer) -> None:
         print(
             f"{name:<16}{value:>10.4f}{answer.std[name]:>10.4f}"
             f"{answer.nearest_values[name]:>10.4f}{shown:>10.4f}"
+        )
+    if answer.n_estimated:
+        print(
+            f"{answer.n_estimated} of the {answer.n_scored} were left behind by a race: what they "
+            "would score on the rest of the examples is its estimate"
         )
     first = next(iter(answer.error.values()))
     kind = f"of {first['n']} predictions, once scored" if first["n"] else "of the fit"

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evomerge.cli.search import idle_workers
 from evomerge.config.build import build_objectives, needs_span
+from evomerge.config.findings import Finding, findings_of
 from evomerge.config.manifest import search_manifest
 from evomerge.config.merge_choice import method_text
 from evomerge.config.model_size import model_bytes, specs_bytes
 from evomerge.config.offline import check_offline
 from evomerge.config.schema import RunConfig, load_config
 from evomerge.config.session import Prepared, preflight
+from evomerge.config.worker_plan import plan_facts, plan_of, plan_table
 from evomerge.config.yaml_file import dump_yaml
 from evomerge.core.choice_space import ChoiceSpace, Space
+from evomerge.errors import ExecutorError, PreflightError
 from evomerge.merging.manifest import summary_of
+from evomerge.runtime.placement_plan import Plan
+
+FAILED = PreflightError.exit_code
 
 
 def check_command(
@@ -26,17 +33,22 @@ def check_command(
     *,
     offline: bool,
     show_config: bool,
+    dry_run: bool | None,
     overrides: list[str],
     as_json: bool,
-) -> None:
+) -> int:
     """Print what a search of this config would do, or fail with what is wrong.
 
     Args:
         config_path: The config.
         offline: Open neither models nor data: say only whether the file itself is right.
         show_config: Print the config with every default instead.
+        dry_run: Score two examples of every task: yes, no, or (None) where it takes seconds.
         overrides: `--set` texts.
         as_json: JSON instead of lines; of the config instead of YAML.
+
+    Returns:
+        Exit code: 0, or 3 where a finding makes the search worthless (✗).
     """
     config, base_dir = load_config(config_path, overrides), config_path.resolve().parent
     if offline:
@@ -47,17 +59,40 @@ def check_command(
             print(json.dumps({"config": config.name, "offline": True}))
         else:
             print(f"✓ {config_path}: the file is right; models and data were not looked at")
-        return
+        return 0
     prepared = preflight(config, base_dir)
     if show_config:
         _print_config(prepared.config, as_json=as_json)
-        return
+        return 0
     facts = describe(prepared)
+    plan, trouble = _worker_plan(prepared)
+    facts["placement"] = None if plan is None else plan_facts(plan)
+    if plan is not None:
+        facts["workers"] = plan.workers
+    findings, figures = findings_of(
+        prepared,
+        worker_bytes=facts["memory_per_worker_bytes"],
+        export_bytes=facts["export_bytes"],
+        dry_run=dry_run,
+    )
+    if trouble:
+        findings.append(Finding("!", "placement", trouble, "Ask again when the cluster is there"))
+    idle = idle_workers(facts["look_ahead"], facts["workers"] or 1)
+    if idle:
+        findings.append(Finding("!", "workers", idle, "Leave search.look_ahead out"))
     if as_json:
-        print(json.dumps(facts))
-        return
-    for line in lines(facts):
-        print(line)
+        print(json.dumps({**facts, **figures, "findings": [asdict(item) for item in findings]}))
+    else:
+        print("\n".join([*plan_lines(facts), *finding_lines(findings)]))
+    return FAILED if any(item.mark == "✗" for item in findings) else 0
+
+
+def _worker_plan(prepared: Prepared) -> tuple[Plan | None, str]:
+    """Return the plan of Ray workers, or why a cluster could not be asked for one."""
+    try:
+        return prepared.plan or plan_of(prepared.config, prepared.models, prepared.tasks.search), ""
+    except ExecutorError as error:
+        return None, str(error)
 
 
 def _print_config(config: RunConfig, *, as_json: bool) -> None:
@@ -106,12 +141,11 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         if layers is None
         else specs_bytes(layers.tensors()),
         "export_bytes": n_bytes,
-        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
 
 
-def lines(facts: dict[str, Any]) -> list[str]:
-    """Return the facts for people, one finding per line: ✓ fine, then ! look at this."""
+def plan_lines(facts: dict[str, Any]) -> list[str]:
+    """Return what the search would do, for people."""
     if facts["layers"] is not None:
         own = ", ".join(f"{n} of {name}" for name, n in facts["layers"].items())
         found = [f"✓ {len(facts['models'])} models; {facts['merge']} of their layers: {own}"]
@@ -131,14 +165,20 @@ def lines(facts: dict[str, Any]) -> list[str]:
         else f"{_count(facts['dimensions'], 'dimension')} in {_groups_text(facts['groups'])}"
     )
     found.append(f"✓ search: {facts['algorithm']} over {facts['merge']}, {size}")
-    examples = ", ".join(f"{task} {n}" for task, n in facts["tasks"].items())
-    found.append(f"✓ examples: {examples}; {facts['example_evaluations']:,} scored in all")
-    found += [f"✓ constraint: {text}" for text in facts["constraints"]]
-    n_workers = facts["workers"]
-    found.append(
-        f"✓ {megabytes(facts['memory_per_worker_bytes'])} per worker, {_count(n_workers, 'worker')}"
-    )
-    return found + [f"! {warning}" for warning in warnings(facts)]
+    if facts["placement"] is not None:
+        found.append(f"✓ placement: {_count(facts['workers'], 'worker')}")
+        found += plan_table(facts["placement"])
+    found.append(f"✓ budget: {facts['example_evaluations']:,} examples scored in all")
+    return found + [f"✓ constraint: {text}" for text in facts["constraints"]]
+
+
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return findings for people: ✓ first, then ! and ✗, each with what to do."""
+    found = []
+    for item in sorted(findings, key=lambda item: "✓!✗".index(item.mark)):
+        found.append(f"{item.mark} {item.topic}: {item.text}")
+        found += [f"  → {item.remedy}"] if item.remedy else []
+    return found
 
 
 def _paths(search: Space, tensors: dict[str, Any]) -> str:
@@ -170,26 +210,3 @@ def _groups_text(groups: int | dict[str, int]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def warnings(facts: dict[str, Any]) -> list[str]:
-    """Return what can be run and had better be looked at."""
-    found = [f"left out of the merge: {name}: {why}" for name, why in facts["left_out"].items()]
-    small = [task for task, n in facts["tasks"].items() if n < 100]
-    if small:
-        found.append(f"fewer than 100 examples in {', '.join(small)}: the search will overfit")
-    missing = sorted(set(facts["tasks"]) - set(facts["held_out"]))
-    if missing:
-        found.append(f"no held_out examples for {', '.join(missing)}: scores will look too good")
-    idle = idle_workers(facts["look_ahead"], facts["workers"])
-    if idle:
-        found.append(idle)
-    if facts["export_bytes"] > facts["free_disk_bytes"]:
-        found.append("not enough free disk here to export even one model")
-    return found
-
-
-def megabytes(n_bytes: int) -> str:
-    """Return a rough size such as "about 1,234 MB"."""
-    size = n_bytes / 2**20
-    return "under 1 MB" if size < 1 else f"about {size:,.0f} MB"

@@ -19,7 +19,7 @@ def show(ensemble: Ensemble, out: Path, *, as_json: bool) -> None:
         print(f"candidate {member.candidate} -> {member.result.folder}  ({scores})")
     for task, value in ensemble.held_out.items():
         alone = ", ".join(f"{member.held_out[task]:.4f}" for member in ensemble.members)
-        print(f"  vote on held-out {task}: {value:.4f}  (members {alone})")
+        print(f"  vote on test examples of {task}: {value:.4f}  (members {alone})")
     if not ensemble.held_out:
-        print("  no task has held-out examples: the vote is not scored", file=sys.stderr)
+        print("  no task has test examples: the vote is not scored", file=sys.stderr)
     print(f"  {out / ENSEMBLE_FILE}")

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evomerge.cli.after_export import AfterExport
 from evomerge.cli.ensemble import show
-from evomerge.cli.locate import locate
-from evomerge.cli.validate import say_finalist
+from evomerge.cli.validate import say_validating
 from evomerge.config.ensemble import export_ensemble
 from evomerge.config.export_run import Exported, Exporter, export_folders
+from evomerge.config.locate import locate
 from evomerge.config.merge_file import merge_file
 from evomerge.errors import ConfigError
 from evomerge.export import AdapterFacts, AsAdapter, ExportResult
@@ -27,22 +28,25 @@ def export_command(
     verify: bool,
     adapter: bool,
     rank: int | None,
+    then: AfterExport,
     as_json: bool,
 ) -> None:
     """Export the picked candidates of a run; with `top` the so many best, as an ensemble."""
     form = _form(adapter, rank)
+    is_one_model = top is None and pick.strip() != "all"
+    then.check(is_one_model=is_one_model, is_full_model=form is None)
     if top is not None and pick != "knee":
         raise ConfigError("--ensemble takes the best candidates itself; leave out --pick")
     exporter = Exporter(locate(run))
     if top is not None:
-        on_scored = partial(say_finalist, as_json)
+        on_scored = partial(say_validating, as_json)
         show(
             export_ensemble(exporter, top, out, verify=verify, adapter=form, on_scored=on_scored),
             out,
             as_json=as_json,
         )
         return
-    ids = exporter.choose(pick, partial(say_finalist, as_json))
+    ids = exporter.choose(pick, partial(say_validating, as_json))
     rows = []
     for candidate_id, folder in zip(ids, export_folders(out, ids, pick), strict=True):
         done = exporter.export(candidate_id, folder, verify=verify, adapter=form)
@@ -66,7 +70,7 @@ def export_command(
             chosen_by = ", ".join(f"{name} {value:.4f}" for name, value in validation.items())
             print(f"candidate {candidate_id} -> {folder}")
             print(f"  weights match the scored candidate ✓  ({done.result.weights_digest})")
-            parts = {"search": search, "validation": chosen_by, "held-out": held_out}
+            parts = {"search": search, "validation": chosen_by, "test": held_out}
             print("  " + "; ".join(f"{name} {text}" for name, text in parts.items() if text))
             if not done.is_feasible:
                 print("  does not keep all constraints, see its README.md", file=sys.stderr)
@@ -76,6 +80,7 @@ def export_command(
                 print(f"  {_adapter_text(done.result.adapter)}")
             elif done.result.no_mergekit_reason:
                 print(f"  no mergekit YAML: {done.result.no_mergekit_reason}", file=sys.stderr)
+        rows[-1] |= then.run(folder, as_json=as_json)
     if as_json:
         print(json.dumps(rows))
 

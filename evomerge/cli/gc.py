@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.amounts import size
-from evomerge.cli.locate import POPULATIONS
 from evomerge.cli.output import say
 from evomerge.config.collect import Item, collect, sort_paths
+from evomerge.config.locate import POPULATIONS, run_at
+from evomerge.core.amounts import size
 from evomerge.storage.run_store import RunFolder
 
 
@@ -45,7 +45,7 @@ def gc_command(paths: Sequence[Path], *, delete: bool, as_json: bool) -> None:
 
 
 def _run_at(path: Path) -> RunFolder | None:
-    places = (RunFolder(place) for place in (path, POPULATIONS / path))
+    places = (run_at(place) for place in (path, POPULATIONS / path))
     return next((run for run in places if run.exists()), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,8 @@ def init_command(
         print(json.dumps({"file": out, "remarks": remarks}) if as_json else f"config -> {out}")
     for remark in () if as_json else remarks:
         say(f"! {remark}")
+    if out != _PRINT and not as_json:
+        say(f"next: evomerge check {shlex.quote(out)}", to=sys.stdout)
 
 
 def asked(answers: Answers, ask: Ask) -> Answers:

@@ -7,9 +7,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from evomerge.cli.locate import locate
 from evomerge.cli.output import say
 from evomerge.config.front_views import confident_front, thin_front
+from evomerge.config.locate import locate
 from evomerge.config.results import RunResults
 from evomerge.core.picking import pick as picked
 from evomerge.errors import ConfigError
@@ -28,7 +28,11 @@ def status_command(run: Path, *, as_json: bool) -> None:
         return
     best = facts["best"].items()
     shown = {name: f"{row['value']:.4f} (candidate {row['candidate']})" for name, row in best}
-    for key, value in (facts | {"best": shown, "done": str(facts["done"])}).items():
+    facts |= {"best": shown, "done": str(facts["done"])}
+    unfinished = facts.pop("unfinished")
+    if unfinished:
+        facts["in_flight"] = f"0 ({unfinished} cut off by the stop are scored again on resume)"
+    for key, value in facts.items():
         print(f"{key:<14}{_plain(value)}")
 
 

@@ -23,7 +23,7 @@ def submit(
     address: JobsOption,
     run: Annotated[
         Path | None,
-        typer.Option("--run", metavar="DIR", help="As the cluster's machines see it."),
+        typer.Option("--run", metavar="DIR|URL", help="As the cluster's machines see it."),
     ] = None,
     workers: WorkersOption = None,
     pip: Annotated[

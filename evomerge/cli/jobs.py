@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from evomerge.cli.inspect import status_facts
-from evomerge.cli.locate import POPULATIONS
 from evomerge.cli.output import say
+from evomerge.config.locate import POPULATIONS, run_at
 from evomerge.config.schema import load_config
 from evomerge.config.session import with_runtime
 from evomerge.config.submit import CONFIG_NAME, portable_config, read_requirements
@@ -18,7 +18,7 @@ from evomerge.config.yaml_file import dump_yaml
 from evomerge.errors import ConfigError, ExecutorError, RunLockedError
 from evomerge.runtime.cluster_environment import exposed_token
 from evomerge.runtime.ray_jobs import RayJobs
-from evomerge.storage.lease_probe import is_driven
+from evomerge.storage.object_store import object_url
 from evomerge.storage.run_store import RunFolder
 
 
@@ -44,34 +44,34 @@ def submit_command(
     config = with_runtime(config, executor="ray", address="auto", workers=workers)
     packages = () if pip is None else read_requirements(pip)
     config = portable_config(config, config_path.resolve().parent)
-    folder = (run or POPULATIONS / config.name).expanduser().absolute()
+    folder = _run_there(run or POPULATIONS / config.name)
     # Where this machine sees the run folder; if it does not, the job itself is refused.
-    if is_driven(folder):
+    if folder.is_driven():
         raise RunLockedError(
-            f"{folder}: a driver is running this search already; it goes on by itself"
+            f"{folder.where}: a driver is running this search already; it goes on by itself"
         )
-    RunFolder(folder).refuse_links()
+    folder.refuse_links()
     jobs = _connect(address, insecure)
-    command = ["python", "-m", "evomerge", "search", CONFIG_NAME, "--run", str(folder)]
+    command = ["python", "-m", "evomerge", "search", CONFIG_NAME, "--run", folder.where]
     if insecure:
         command.append("--insecure")
     with tempfile.TemporaryDirectory(prefix="evomerge-submit-") as place:
         text = dump_yaml(config.model_dump(mode="json"))
         Path(place, CONFIG_NAME).write_text(text, encoding="utf-8")
         before = jobs.submit(
-            folder.name,
+            folder.path.name,
             command=command,
-            run=str(folder),
+            run=folder.where,
             working_dir=Path(place),
             pip=packages,
         )
-    facts = {"job": folder.name, "run": str(folder), "address": jobs.address}
+    facts = {"job": folder.path.name, "run": folder.where, "address": jobs.address}
     if as_json:
         say(json.dumps({**facts, "before": before and before.state}), to=sys.stdout)
         return
     then = f", the run goes on: its last job has {before.state}" if before else ""
-    say(f"submitted {folder.name} to {jobs.address}{then}", to=sys.stdout)
-    say(f"follow it with:  evomerge logs {folder.name} --address {jobs.address} --follow")
+    say(f"submitted {folder.path.name} to {jobs.address}{then}", to=sys.stdout)
+    say(f"follow it with:  evomerge logs {folder.path.name} --address {jobs.address} --follow")
 
 
 def logs_command(run: Path, *, address: str, follow: bool, insecure: bool) -> None:
@@ -102,7 +102,7 @@ def job_status_command(run: Path, *, address: str, insecure: bool, as_json: bool
     if job is None:
         raise ExecutorError(f"{jobs.address}: there is no job {_id(run)}")
     facts = {"job": dataclasses.asdict(job)}
-    folder = RunFolder(Path(job.run))
+    folder = run_at(job.run)
     if job.run and folder.exists() and folder.journal.exists():
         facts |= status_facts(folder)
     if as_json:
@@ -122,6 +122,13 @@ def _connect(address: str, insecure: bool) -> RayJobs:
             "forward the port instead (ssh -L 8265:localhost:8265 HEAD), or use https://"
         )
     return jobs
+
+
+def _run_there(run: Path) -> RunFolder:
+    """Return the run at a URL, or at a path that is the same on every machine."""
+    if object_url(run) is not None:
+        return run_at(run)
+    return RunFolder(run.expanduser().absolute())
 
 
 def _id(run: Path) -> str:

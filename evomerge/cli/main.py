@@ -13,12 +13,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from evomerge.cli.export_verbs import export
 from evomerge.cli.job_verbs import logs, stop, submit
 from evomerge.cli.options import (
     AdapterOption,
     AddressOption,
     ConfigArgument,
-    EnsembleOption,
     ExecutorOption,
     InsecureOption,
     JsonOption,
@@ -28,8 +28,9 @@ from evomerge.cli.options import (
     WorkersOption,
 )
 from evomerge.cli.output import say, silence
-from evomerge.cli.planning_verbs import init, plan, schema
-from evomerge.cli.run_verbs import compare, gc, replay, validate
+from evomerge.cli.planning_verbs import check, init, plan, schema
+from evomerge.cli.run_verbs import compare, gc, replay, validate, watch
+from evomerge.cli.track_verbs import optuna, track
 from evomerge.errors import ConfigError, EvomergeError
 
 CTRL_C = 130  # what typer turns a KeyboardInterrupt into
@@ -39,10 +40,11 @@ app = typer.Typer(
     name="evomerge",
     help=(
         "Breed merges of fine-tuned models.\n\n"
-        "start: evomerge search CONFIG; resume: evomerge resume RUN; "
+        "begin: evomerge init; start: evomerge search CONFIG; resume: evomerge resume RUN; "
         "export: evomerge export RUN --pick knee --out DIR\n\n"
         "Exit codes: 0 done, 2 bad config, 3 preflight or run failed, "
-        "75 interrupted and resumable, 130 interrupted with no run to resume, 1 bug."
+        "75 interrupted and resumable, 130 interrupted with no run to resume, "
+        "141 nobody reads the output any more, 1 bug."
     ),
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -54,7 +56,7 @@ app = typer.Typer(
 def search(
     config: ConfigArgument,
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Default: populations/<name>.")
+        Path | None, typer.Option("--run", metavar="DIR|URL", help="Default: populations/<name>.")
     ] = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
@@ -217,35 +219,6 @@ def report(
 
 
 @app.command()
-def export(
-    run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
-    pick: Annotated[
-        str,
-        typer.Option(
-            "--pick",
-            metavar="P",
-            help="knee | best:X | weights:a=1,b=2 | 'max(a) s.t. b>=0.7' | candidate:ID | all",
-        ),
-    ] = "knee",
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Re-score the written model and compare.")
-    ] = False,
-    k: EnsembleOption = None,
-    adapter: AdapterOption = False,
-    rank: RankOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Write merges of a run as Hugging Face model folders, or as LoRA adapters of their base.
-
-    Example: evomerge export populations/digits --pick knee --out merged/
-    """
-    from evomerge.cli.export import export_command
-
-    export_command(run, out, k, pick=pick, verify=verify, adapter=adapter, rank=rank, as_json=json_)
-
-
-@app.command()
 def ask(
     run: RunArgument,
     weights: Annotated[
@@ -280,33 +253,6 @@ def merge(
     from evomerge.cli.export import merge_command
 
     merge_command(file, out, adapter=adapter, rank=rank, as_json=json_)
-
-
-@app.command()
-def check(
-    config: ConfigArgument,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Look at the file alone: no models, no data.")
-    ] = False,
-    show_config: Annotated[
-        bool, typer.Option("--show-config", help="Print the config with every default, as YAML.")
-    ] = False,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Validate a config, its models and its data; evaluates nothing, needs no GPU.
-
-    Example: evomerge check configs/digits.yaml --offline
-    """
-    from evomerge.cli.check import check_command
-
-    check_command(
-        config,
-        offline=offline,
-        show_config=show_config,
-        overrides=set_ or [],
-        as_json=json_,
-    )
 
 
 @app.command()
@@ -362,7 +308,23 @@ def quickstart(
     raise typer.Exit(quickstart_command(evaluations=evaluations, as_json=json_))
 
 
-for _verb in (init, plan, schema, compare, replay, gc, validate, submit, logs, stop):
+for _verb in (
+    init,
+    check,
+    plan,
+    schema,
+    compare,
+    replay,
+    gc,
+    validate,
+    watch,
+    submit,
+    logs,
+    stop,
+    track,
+    optuna,
+    export,
+):  # fmt: skip
     app.command()(_verb)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config file.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or its name.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, its name or URL.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.KEY=VALUE", help="Override a config key.")

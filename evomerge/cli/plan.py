@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.amounts import duration, size
 from evomerge.config.plan_estimate import estimate
 from evomerge.config.plan_run import measure
 from evomerge.config.schema import load_config
+from evomerge.core.amounts import duration, size
 from evomerge.errors import ConfigError
 
 
@@ -33,6 +33,7 @@ def plan_command(
         return
     for line in lines(facts, detect):
         print(line)
+    print(f"next           evomerge search {config_path}")
 
 
 def lines(facts: dict[str, Any], detect: float | None = None) -> list[str]:

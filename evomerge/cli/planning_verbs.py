@@ -1,4 +1,4 @@
-"""How the verbs before a search are called: `init`, `plan`, `schema`."""
+"""How the verbs before a search are called: `init`, `check`, `plan`, `schema`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,45 @@ def init(
         from_mergenetic=from_mergenetic,
         n_layers=layers,
         as_json=json_,
+    )
+
+
+def check(
+    config: ConfigArgument,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Look at the file alone: no models, no data.")
+    ] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the config with every default, as YAML.")
+    ] = False,
+    dry_run: Annotated[
+        bool | None,
+        typer.Option(
+            "--dry-run/--no-dry-run",
+            help="Score two examples of each task; default: where that takes seconds.",
+        ),
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Validate a config, its models and its data; merges nothing, needs no GPU.
+
+    Findings: ✓ fine, ! look at this, ✗ the search would be worthless. Exit codes: 0 no ✗,
+    2 bad config, 3 a ✗, or models or data cannot be used.
+
+    Example: evomerge check configs/digits.yaml --offline
+    """
+    from evomerge.cli.check import check_command
+
+    raise typer.Exit(
+        check_command(
+            config,
+            offline=offline,
+            show_config=show_config,
+            dry_run=dry_run,
+            overrides=set_ or [],
+            as_json=json_,
+        )
     )
 
 

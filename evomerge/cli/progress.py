@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.output import say
 from evomerge.core.counts import shown_count
+from evomerge.core.front_rows import best_members
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from rich.console import RenderableType
     from rich.live import Live
 
-    from evomerge.core.pareto import ParetoFront
     from evomerge.search.loop import SearchLoop
 
 PLAIN_SECONDS = 5.0
@@ -57,6 +57,7 @@ class Progress:
         seconds = time.monotonic() - self._started
         done = loop.done - self._told_before
         rate = done / seconds if done and seconds > 0 else None
+        best = best_members(loop.front.front(), loop.objectives.names)
         left = max(0, loop.plan.evaluations - loop.done)  # below 0: the budget was lowered
         return {
             "run": self._name,
@@ -65,7 +66,7 @@ class Progress:
             "running": len(loop.waiting),
             "failed": loop.population.failures,
             "feasible": loop.front.n_feasible if loop.objectives.constraints else None,
-            "best": {name: found["value"] for name, found in best_of(loop).items()},
+            "best": {name: row["value"] for name, row in best.items()},
             "front": len(loop.front),
             "hypervolume": loop.front.hypervolume(),
             "evaluations_per_s": rate,
@@ -94,29 +95,6 @@ class Progress:
             draw()
         except (OSError, SystemExit):  # rich turns a broken pipe into an exit
             self._live = None
-
-
-def best_of(loop: SearchLoop) -> dict[str, dict[str, float | int]]:
-    """Return objective -> best candidate and value; {} before anything is scored.
-
-    With constraints the best of the front: of what keeps them, if anything does.
-    """
-    if loop.objectives.constraints:
-        return _best_of_front(loop.front.front(), loop.objectives.names)
-    return {
-        name: {"candidate": found[0], "value": found[1]}
-        for index, name in enumerate(loop.objectives.names)
-        if (found := loop.population.best(index)) is not None
-    }
-
-
-def _best_of_front(front: ParetoFront, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
-    best: dict[str, dict[str, float | int]] = {}
-    for index, name in enumerate(names if len(front) else ()):
-        row = int(front.objectives[:, index].argmax())
-        value = float(front.objectives[row, index])
-        best[name] = {"candidate": int(front.candidate_ids[row]), "value": value}
-    return best
 
 
 def describe(facts: dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from evomerge.cli.locate import POPULATIONS
 from evomerge.cli.output import say
 from evomerge.cli.progress import Progress
 from evomerge.cli.search import DONE, INTERRUPTED, exit_code_of_ctrl_c, stop_signals
+from evomerge.config.locate import POPULATIONS
 from evomerge.config.session import Session
 from evomerge.quickstart.report import front_table, mean, table
 from evomerge.quickstart.run import NAME, TITLES, Outcome, run_quickstart

@@ -6,11 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from evomerge.cli.locate import locate
 from evomerge.cli.output import say
+from evomerge.config.locate import rescued, run_at
 from evomerge.errors import RunLockedError
-from evomerge.storage.lease_probe import is_driven
-from evomerge.storage.run_store import RunFolder
 from evomerge.storage.salvage import salvage
 
 
@@ -21,14 +19,14 @@ def repair_command(run: Path, out: Path, *, as_json: bool) -> None:
         RunLockedError: A driver is writing the run.
         RunError: Nothing can be saved, or `out` exists.
     """
-    folder = locate(run)
-    if is_driven(folder.path):
-        raise RunLockedError(f"{folder.path}: a search is running here; stop it first")
+    folder = rescued(run)
+    if folder.is_driven():
+        raise RunLockedError(f"{folder.where}: a search is running here; stop it first")
     found = salvage(folder)
-    RunFolder(out).create(found.files)
+    run_at(out).create(found.files)
     if as_json:
         body = {
-            "run": str(folder.path),
+            "run": folder.where,
             "out": str(out),
             "damage": found.damage,
             "kept": found.kept,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from evomerge.cli.locate import locate
+from evomerge.config.locate import locate
 from evomerge.config.replay_run import TaskReplay, replay_candidate
 
 EQUAL, DIFFERENT = 0, 3

@@ -6,8 +6,8 @@ import json
 import signal
 from pathlib import Path
 
-from evomerge.cli.locate import locate
 from evomerge.cli.output import say
+from evomerge.config.locate import locate
 from evomerge.config.results import RunResults
 from evomerge.errors import ConfigError, RunError
 from evomerge.report.data import report_data
@@ -58,6 +58,11 @@ def report_command(
     try:
         write_atomically(out, page)
     except OSError as error:
+        if not out.parent.is_dir():
+            raise RunError(
+                f"{out}: cannot be written: there is no folder {out.parent}. Make it first, or "
+                "give another --out"
+            ) from None
         raise RunError(f"{out}: cannot be written: {error.strerror or error}") from None
     if as_json:
         print(json.dumps({"file": str(out), "bytes": len(page)}))

@@ -1,4 +1,4 @@
-"""How the verbs about finished runs are called: `compare`, `replay`, `gc`, `validate`."""
+"""How verbs about runs are called: `compare`, `replay`, `gc`, `validate`, `watch`."""
 
 from __future__ import annotations
 
@@ -73,3 +73,23 @@ def validate(run: RunArgument, json_: JsonOption = False) -> None:
     from evomerge.cli.validate import validate_command
 
     validate_command(run, as_json=json_)
+
+
+def watch(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN", help="Runs, or folders of runs; default: populations/."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Follow runs on a screen of the terminal, drain or stop them; --json prints one look at them.
+
+    Keys: tab another run, ← → log, workers, failures, o objectives, d drain, s stop now, q quit.
+
+    Exit codes: 0 done, 2 no terminal, 3 nothing to watch, or the extra `watch` is not installed.
+
+    Example: evomerge watch populations/digits
+    """
+    from evomerge.cli.watch import watch_command
+
+    watch_command(runs or [], as_json=json_)

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from evomerge.cli.locate import POPULATIONS, locate
 from evomerge.cli.output import notice, say
-from evomerge.cli.progress import Progress, best_of
+from evomerge.cli.progress import Progress
+from evomerge.config.locate import POPULATIONS, locate, run_at
 from evomerge.config.schema import RunConfig, load_config
 from evomerge.config.session import Session, open_or_create, with_budget, with_runtime
 from evomerge.config.workers import read_run_config
 from evomerge.core.counts import shown_count
+from evomerge.core.front_rows import best_members
 from evomerge.search.loop import SearchLoop
 from evomerge.storage.run_store import RunFolder
 
@@ -39,7 +40,7 @@ def search_command(
     """Create or continue a run; returns the exit code."""
     config = load_config(config_path, overrides)
     config = with_runtime(config, executor=executor, address=address, workers=workers)
-    folder = RunFolder(run or POPULATIONS / config.name)
+    folder = run_at(run or POPULATIONS / config.name)
     old = None if warm_start is None else locate(warm_start).path
     with exit_code_of_ctrl_c(folder):
         resolved, existed = open_or_create(
@@ -48,6 +49,7 @@ def search_command(
             folder,
             old,
             on_transform=partial(_say_transform, as_json),
+            insecure=insecure,
         )
         return drive(folder, resolved, existed=existed, insecure=insecure, as_json=as_json)
 
@@ -106,13 +108,17 @@ def drive(
     folder: RunFolder, config: RunConfig, *, existed: bool, insecure: bool = False, as_json: bool
 ) -> int:
     """Run a session to its end, with progress, Ctrl-C handling and a closing line."""
-    with Session(folder, config=config, insecure=insecure) as session:
+
+    def warn(line: str) -> None:
+        notice(f"warning: {line}", {"warning": line}, as_json=as_json)
+
+    with Session(folder, config=config, insecure=insecure, on_warning=warn) as session:
         loop = session.loop
         if existed:
             waiting = len(loop.waiting)
             notice(
-                f"resumed {folder.path}: {loop.n_told} results kept, {waiting} re-queued",
-                {"resumed": str(folder.path), "done": loop.n_told, "requeued": waiting},
+                f"resumed {folder.where}: {loop.n_told} results kept, {waiting} re-queued",
+                {"resumed": folder.where, "done": loop.n_told, "requeued": waiting},
                 as_json=as_json,
             )
             if loop.done >= loop.plan.evaluations + 1:  # a race may end a block late
@@ -120,21 +126,21 @@ def drive(
                     f"{shown_count(loop.done)} evaluations are done, more than the budget of "
                     f"{loop.plan.evaluations}: nothing is asked for"
                 )
-                notice(f"warning: {over}", {"warning": over}, as_json=as_json)
+                warn(over)
         workers = (config.runtime.workers or 1) if config.runtime.executor == "ray" else 1
         idle = idle_workers(config.search.look_ahead, workers)
         if idle:
-            notice(f"warning: {idle}", {"warning": idle}, as_json=as_json)
+            warn(idle)
         with stop_signals(loop, as_json=as_json), Progress(loop, folder.path.name, as_json=as_json):
             reason = session.run()
         summary = {
-            "run": str(folder.path),
+            "run": folder.where,
             "reason": reason,
             "evaluations": loop.n_told,
             "failed": loop.population.failures,
             "front": len(loop.front),
             "hypervolume": loop.front.hypervolume(),
-            "best": best_of(loop),
+            "best": best_members(loop.front.front(), loop.objectives.names),
         }
         if config.racing:  # the budget counts examples, so candidates are more than it says
             summary["cost"] = shown_count(loop.done)
@@ -147,7 +153,9 @@ def drive(
         if loop.objectives.constraints and not loop.front.n_feasible:
             say("no candidate keeps all constraints; the front holds the nearest", to=sys.stdout)
         if reason in ("interrupted", "seconds"):
-            say(f"resume with:  evomerge resume {folder.path}", to=sys.stdout)
+            say(f"resume with:  evomerge resume {folder.where}", to=sys.stdout)
+        elif len(loop.front):
+            say(f"look at it with:  evomerge front {folder.where}", to=sys.stdout)
     return INTERRUPTED if reason == "interrupted" else DONE
 
 

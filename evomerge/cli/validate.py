@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evomerge.cli.locate import locate
-from evomerge.cli.output import notice
+from evomerge.cli.output import notice, say
 from evomerge.config.export_run import Exporter
 from evomerge.config.finalists import choosable, finalists
+from evomerge.config.locate import locate
 from evomerge.errors import ConfigError, RunError
 
 
@@ -82,3 +82,11 @@ def say_finalist(as_json: bool, done: int, total: int, candidate: int) -> None:
         {"validated": candidate, "done": done, "total": total},
         as_json=as_json,
     )
+
+
+def say_validating(as_json: bool, done: int, total: int, candidate: int) -> None:
+    """Say once that finalists are being scored, where that is not what was asked for."""
+    if as_json:
+        say_finalist(as_json, done, total, candidate)
+    elif done == 1:
+        say(f"scoring {total} finalists on the validation examples, once for this run")

@@ -40,6 +40,8 @@ class Answer:
         distance: To it, in the searched ranges, each taken as 1 wide.
         error: Objective -> errors of the surrogate, see `ParetoSurrogate.error`.
         n_scored: How many scored candidates the surrogate was fitted to.
+        n_estimated: How many of them a race scored on some examples only; what the others would
+            have scored is its estimate.
         n_newer: How many were scored since.
     """
 
@@ -51,6 +53,7 @@ class Answer:
     distance: float
     error: Mapping[str, Mapping[str, float | int | None]]
     n_scored: int
+    n_estimated: int
     n_newer: int
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class Answer:
             },
             "error": {name: dict(row) for name, row in self.error.items()},
             "fitted_to": self.n_scored,
+            "estimated": self.n_estimated,
             "newer": self.n_newer,
         }
 
@@ -93,6 +97,7 @@ def ask_run(results: RunResults, weights: str) -> Answer:
     point = points[chosen]
     std = surrogate.std(point[None])[0]
     row, distance = surrogate.nearest(point)
+    whole = {int(event["id"]) for event in results.scored}
     return Answer(
         recipe=surrogate.space.decode(point),
         predicted=dict(zip(names, values[chosen].tolist(), strict=True)),
@@ -102,6 +107,7 @@ def ask_run(results: RunResults, weights: str) -> Answer:
         distance=distance,
         error=surrogate.error(),
         n_scored=len(surrogate.points),
+        n_estimated=sum(int(i) not in whole for i in surrogate.candidate_ids),
         n_newer=n_newer,
     )
 

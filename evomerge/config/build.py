@@ -26,6 +26,7 @@ from evomerge.config.merge_space import build_space
 from evomerge.config.models import OpenModels, resolve_models
 from evomerge.config.schema import RunConfig
 from evomerge.config.tasks import Tasks
+from evomerge.config.trackers import build_tracker
 from evomerge.core.candidate import Proposal
 from evomerge.core.choice_space import Space
 from evomerge.core.layer_sequence import LAYER_SEQUENCE
@@ -34,13 +35,14 @@ from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import evaluators
+from evomerge.evaluation.packages import package_versions
 from evomerge.evaluation.part import whole_of
 from evomerge.export import DONOR_FILES
 from evomerge.merging.auto_scale import auto_alpha
 from evomerge.merging.derived import QUANTILES, Derived, derive_for
 from evomerge.merging.grams import block_grams
 from evomerge.merging.operator import merge_operators
-from evomerge.runtime.placement import check_device, default_workers
+from evomerge.runtime.placement import check_device, default_look_ahead
 from evomerge.storage.derived_cache import DerivedCache
 
 REPLAY_PACKAGES = ("numpy", "torch", "transformers", "nevergrad", "optuna")
@@ -89,23 +91,36 @@ def resolve_sections(config: RunConfig, base_dir: Path) -> RunConfig:
     if repeated:
         raise ConfigError(f"tasks: the name {repeated[0]!r} is given twice")
     build_objectives(config)
+    trackers = [
+        build_tracker(body, f"trackers.{index}", base_dir)[1]
+        for index, body in enumerate(config.trackers)
+    ]
     check_device(config.runtime.device)
-    workers = config.runtime.workers or default_workers(
-        config.runtime.executor, config.runtime.cpus_per_worker
-    )
-    look_ahead = config.search.look_ahead or 3 * workers
+    workers = config.runtime.workers
+    if config.runtime.executor == "in-process":
+        workers = workers or 1
+    look_ahead = config.search.look_ahead
+    if workers is not None:  # on Ray, how many there are is planned once the models are known
+        look_ahead = look_ahead or default_look_ahead(workers)
     folders = {
         key: str((base_dir / Path(folder).expanduser()).resolve())
         for key, folder in (("cache", config.runtime.cache), ("ledger", config.runtime.ledger))
         if folder is not None
     }
+    staging = config.runtime.staging
+    if staging is not None:
+        place = str((base_dir / Path(staging.folder).expanduser()).resolve())
+        staging = staging.model_copy(update={"folder": place})
     return config.model_copy(
         update={
             "algorithm": algorithm,
             "racing": racing,
             "tasks": tasks,
+            "trackers": trackers,
             "search": config.search.model_copy(update={"look_ahead": look_ahead}),
-            "runtime": config.runtime.model_copy(update={"workers": workers, **folders}),
+            "runtime": config.runtime.model_copy(
+                update={"workers": workers, "staging": staging, **folders}
+            ),
         }
     )
 
@@ -275,6 +290,7 @@ def build_header(
     """
     versions = {"evomerge": evomerge.__version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in REPLAY_PACKAGES}
+    versions |= package_versions(tasks.search.values())
     header: dict[str, Any] = {
         "kind": "header",
         "format": 1,

@@ -15,8 +15,6 @@ from evomerge.config.workers import read_run_config, read_sources
 from evomerge.errors import RunError, RunLockedError
 from evomerge.merging.source import content_key
 from evomerge.storage.derived_cache import DerivedCache, is_entry
-from evomerge.storage.lease import Lease
-from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder
 
 # Keys of an entry's key.json under which digests of models stand.
@@ -71,8 +69,8 @@ def collect(runs: Sequence[RunFolder], caches: Sequence[Path], *, delete: bool) 
         SourceError: The models of a run cannot be opened, so what it uses is not known.
     """
     for run in runs:
-        if is_driven(run.path):
-            raise RunLockedError(f"{run.path}: a search is running here; stop it first")
+        if run.is_driven():
+            raise RunLockedError(f"{run.where}: a search is running here; stop it first")
     used = _used_digests(runs) if caches else frozenset()
     found = [item for cache in caches for item in _unused_entries(cache, used)]
     if not delete:
@@ -80,7 +78,7 @@ def collect(runs: Sequence[RunFolder], caches: Sequence[Path], *, delete: bool) 
     gone: list[Item] = []
     kept: list[Item] = []
     for run in runs:
-        lease = Lease(run.path)  # no search may begin in between
+        lease = run.take_lease()  # no search may begin in between
         try:
             for item in _leftovers(run):
                 (gone if _remove(item.path) else kept).append(item)

@@ -31,8 +31,8 @@ class Ensemble:
     Attributes:
         members: (K,) what was exported, best first.
         ranked_by: "validation" or "search", whose scores ranked them.
-        held_out: Task -> mean held-out score of the vote; {} without held-out examples.
-        n: Task -> number of held-out examples.
+        held_out: Task -> mean test score of the vote; {} without test examples.
+        n: Task -> number of test examples.
     """
 
     members: tuple[Exported, ...]
@@ -138,7 +138,7 @@ def _mean(results: RunResults, candidate_id: int) -> float:
 
 
 def _vote(exporter: Exporter, ids: list[int]) -> dict[str, float]:
-    """Return task -> mean held-out score of the majority's answers."""
+    """Return task -> mean test score of the majority's answers."""
     evaluators = exporter.tasks.held_out
     if not evaluators:
         return {}

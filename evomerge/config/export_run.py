@@ -60,7 +60,7 @@ class Exported:
         candidate: Its id.
         result: Folder and digest.
         search: Objective -> value the search measured.
-        held_out: Task -> mean held-out score; {} when the config has no held-out examples.
+        held_out: Task -> mean score on its test examples; {} when the config has none.
         rescored: Number of per-example scores compared by `verify`; 0 when not asked for.
         constraints: Constraint -> measured value.
         is_feasible: Whether it keeps all constraints.
@@ -269,7 +269,7 @@ class Exporter:
                     known["shrunken"] = figures["shrunken"][str(candidate_id)][item.name]
                 gain = figures["gains"][str(candidate_id)].get(item.name)
                 if gain is not None:
-                    known["gain"] = self._gain(gain, part.replace("_", "-"))
+                    known["gain"] = self._gain(gain, {"held_out": TEST}.get(part, part))
                 row = replace(row, **known)
             rows.append(row)
         return tuple(rows)

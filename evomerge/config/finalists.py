@@ -125,6 +125,7 @@ class SecondLook:
                     f"candidate {candidate_id} cannot be scored on {self.part} examples: {error}"
                 ) from error
             self.kept.write(self.figures())
+            self.results.folder.published(self.kept.path)
             if on_scored is not None:
                 on_scored(done, len(missing), candidate_id)
 

@@ -1,4 +1,4 @@
-"""Score recipes on the held-out examples of a run: numbers for reports, never for choices."""
+"""Score recipes on the test examples of a run: numbers for reports, never for choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from evomerge.storage.run_store import RunFolder
 def score_held_out(
     folder: RunFolder, recipes: Sequence[Recipe], *, device: str | None = None
 ) -> list[dict[str, ScoreArray]]:
-    """Return each recipe's per-example scores on the held-out examples of a run.
+    """Return each recipe's per-example scores on the test examples of a run.
 
     Merged and scored in this process, by the same code as in the search, from the run's saved
     Gram matrices; the run itself is neither locked nor changed.
@@ -36,7 +36,7 @@ def score_held_out(
         One mapping per recipe: task -> (N_task,) float32, for tasks with test examples.
 
     Raises:
-        ConfigError: No task of the run has held-out examples.
+        ConfigError: No task of the run has test examples.
         SourceError: A model changed since the run began.
         EvaluationError: A recipe cannot be scored.
     """
@@ -44,12 +44,12 @@ def score_held_out(
     held_out = build_tasks(config).held_out
     if not held_out:
         raise ConfigError(
-            "no task has held-out examples; give a task `held_out:` with the keys of its "
+            "no task has test examples; give a task `held_out:` with the keys of its "
             "evaluator that differ, such as `held_out: {examples: test.jsonl}`, or `splits:`"
         )
     models = open_models(config, known=read_sources(folder))
     derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
-    worker = worker_on(config, models, derived, held_out, name="held-out", device=device)
+    worker = worker_on(config, models, derived, held_out, name="test", device=device)
     scored = []
     for recipe in recipes:
         worker.install(recipe)

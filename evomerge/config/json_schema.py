@@ -26,6 +26,7 @@ from evomerge.evaluation.evaluator import evaluators
 from evomerge.merging.operator import merge_operators
 from evomerge.merging.transform import delta_transforms
 from evomerge.registry import Registry
+from evomerge.trackers.tracker import trackers
 
 Schema = dict[str, Any]
 
@@ -64,11 +65,13 @@ def config_schema() -> Schema:
     keys["base_model"] = {"anyOf": [{"$ref": "#/$defs/Model"}, {"type": "null"}]}
     keys["models"]["items"] = {"$ref": "#/$defs/Model"}
     keys["transforms"]["items"] = {"$ref": "#/$defs/Transform"}
+    keys["trackers"]["items"] = {"$ref": "#/$defs/Tracker"}
     definitions["Model"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/ModelConfig"}]}
     definitions["Transform"] = _named(delta_transforms, definitions.pop("TransformConfig"))
     definitions["Merge"] = _merge()
     definitions["Algorithm"] = _named(search_algorithms)
     definitions["Racing"] = _named(races)
+    definitions["Tracker"] = _named(trackers)
     definitions["Evaluator"] = _named(evaluators)
     task = definitions["TaskConfig"]["properties"]
     task["evaluator"] = {"$ref": "#/$defs/Evaluator"}

@@ -1,4 +1,4 @@
-"""Held-out examples must be others than those the search optimises on."""
+"""Test examples must be others than those the search optimises on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NOT_DATA = ("n", "batch_size")
 
 
 def refuse_overlap(where: str, held_out: Evaluator, search: Mapping[str, Evaluator]) -> None:
-    """Raise ConfigError if held-out examples are scored by the search as well.
+    """Raise ConfigError if test examples are scored by the search as well.
 
     Args:
         where: Position in the config, such as ``tasks.0.held_out``.
-        held_out: The evaluator over held-out examples.
+        held_out: The evaluator over test examples.
         search: Task -> evaluator of the search; all of them, as each shapes the candidates.
     """
     mine = _examples(held_out)

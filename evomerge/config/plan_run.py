@@ -148,12 +148,12 @@ def _warm_up(worker: Worker, prepared: Prepared, proposal: Proposal) -> WarmUp:
         merge_seconds = time.perf_counter() - started
         scores: dict[str, ScoreArray] = {}
         task_seconds: dict[str, float] = {}
-        first = 0
-        for task, n in sorted(prepared.tasks.sizes.items()):
+        sizes = prepared.tasks.sizes
+        for task, n in sizes.items():  # as the config lists them; positions count by name
+            first = sum(size for other, size in sizes.items() if other < task)
             started = time.perf_counter()
             scores[task] = worker.score(np.arange(first, first + n))[task]
             task_seconds[task] = time.perf_counter() - started
-            first += n
     except EvomergeError:
         raise
     except Exception as error:  # an evaluator's own code, or the device, can raise anything

@@ -110,7 +110,7 @@ def replay_candidate(folder: RunFolder, candidate_id: int) -> Replayed:
             f"candidate {candidate_id}: {type(error).__name__}: {first_line(error)}"
         ) from error
     before = split_scores(recorded, tasks.sizes)
-    compared = tuple(_compare(task, before[task], again[task]) for task in sorted(before))
+    compared = tuple(_compare(task, before[task], again[task]) for task in tasks.sizes)
     return Replayed(candidate_id, str(event["weights"]), weights, compared)
 
 

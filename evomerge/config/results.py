@@ -15,7 +15,7 @@ from evomerge.core.candidate import Candidate
 from evomerge.core.constrained_front import ConstrainedFront
 from evomerge.core.counts import shown_count
 from evomerge.core.feasibility import Feasibility
-from evomerge.core.front_rows import front_rows
+from evomerge.core.front_rows import best_members, front_rows
 from evomerge.core.hypervolume_estimate import VolumeEstimate, estimate_hypervolume
 from evomerge.core.pareto import ParetoFront, frozen_reference
 from evomerge.errors import ConfigError, JournalError, RunError
@@ -23,7 +23,6 @@ from evomerge.evaluation.http_client import Usage, logged_usage
 from evomerge.search.events import Event, candidate_of
 from evomerge.seeding import generator
 from evomerge.storage.journal_events import check_events
-from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder, check_header
 
 
@@ -80,14 +79,31 @@ class RunResults:
         """How many candidates could not be scored."""
         return sum("error" in event for event in self.told)
 
+    def failures(self) -> dict[str, list[int]]:
+        """Return reason -> candidates that failed by it; the reason with most of them first."""
+        groups: dict[str, list[int]] = {}
+        for event in self.told:
+            if "error" in event:
+                candidate_id = int(event["id"])
+                text = str(event["error"]).removeprefix(f"candidate {candidate_id}: ")
+                groups.setdefault(text, []).append(candidate_id)
+        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+    def n_examples_of(self, candidate_id: int) -> int:
+        """Return of how many examples a candidate was asked for."""
+        some = self.asked[candidate_id].get("examples")
+        return self.n_examples if some is None else int(some.split(":")[0])
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples all tasks have; 1 before anything was evaluated."""
+        return sum(self.header.get("tasks", {}).values()) or 1
+
     @property
     def done(self) -> float:
         """How many evaluations of all examples were told, or as many examples of more of them."""
-        counts = (self.asked[int(event["id"])].get("examples") for event in self.told)
-        n_examples = sum(self.header.get("tasks", {}).values()) or 1
         # Of whole numbers, for a sum of shares may miss a budget by its rounding.
-        n_told = sum(n_examples if n is None else int(n.split(":")[0]) for n in counts)
-        return n_told / n_examples
+        return sum(self.n_examples_of(int(event["id"])) for event in self.told) / self.n_examples
 
     def front(self) -> ParetoFront:
         """Return the Pareto front; see `ConstrainedFront` for runs with constraints."""
@@ -184,25 +200,18 @@ class RunResults:
             raise RunError(f"{self.folder.path}: was created but never started")
         # What a warm start took over was told as well, and is no part of the budget.
         budget = self.config.budget.evaluations + int(self.header.get("warm", 0))
-        best: dict[str, dict[str, Any]] = {}
-        eligible = self.scored
-        if self.objectives.constraints:
-            members = set(self.front().candidate_ids.tolist())
-            eligible = [event for event in self.scored if int(event["id"]) in members]
-        for index, name in enumerate(self.objectives.names):
-            if eligible:
-                top = max(eligible, key=lambda e: float(e["objectives"][index]))
-                best[name] = {"candidate": top["id"], "value": top["objectives"][index]}
+        state, waiting = self._state(budget), len(self.asked) - len(self.told)
         facts = {
-            "run": str(self.folder.path),
-            "state": self._state(budget),
+            "run": self.folder.where,
+            "state": state,
             "done": shown_count(self.done),
             "budget": budget,
-            "in_flight": len(self.asked) - len(self.told),
+            "in_flight": waiting if state == "running" else 0,
+            "unfinished": 0 if state == "running" else waiting,
             "failed": self.n_failed,
             "front": len(self.front()),
             "hypervolume": self.hypervolume(),
-            "best": best,
+            "best": best_members(self.front(), self.objectives.names),
             "algorithm": self.config.algorithm["name"],
             "merge": method_text(self.config.merge),
         }
@@ -226,6 +235,6 @@ class RunResults:
             return None
 
     def _state(self, budget: int) -> str:
-        if is_driven(self.folder.path):
+        if self.folder.is_driven():
             return "running"
         return "done" if self.done >= budget else "interrupted"

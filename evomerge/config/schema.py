@@ -8,6 +8,7 @@ Sections that name an extension (`algorithm`, `merge`, a task's `evaluator`) are
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,7 +109,7 @@ class TaskConfig(_Section):
     """One skill: an evaluator over its examples, and which of them are not searched on.
 
     Attributes:
-        held_out: Keys of `evaluator` that differ for the held-out examples (`data`, `rows`, …).
+        held_out: Keys of `evaluator` that differ for the test examples (`data`, `rows`, …).
         splits: Shares of the evaluator's examples; None: all are searched on.
     """
 
@@ -155,7 +156,8 @@ class SearchConfig(_Section):
 
     Attributes:
         tell_order: "asked" (repeatable) or "completed".
-        look_ahead: Candidates in flight; None: three times the workers.
+        look_ahead: Candidates in flight; None: three times the workers, and one more per worker
+            for every doubling of them beyond eight.
         founders: "all" (parents, mean, task arithmetic, Model Stock, TIES), "parents" or "none".
     """
 
@@ -164,23 +166,51 @@ class SearchConfig(_Section):
     founders: Literal["all", "parents", "none"] = "all"
 
 
+def _bytes(value: Any) -> Any:
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    return value if found is None else int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT]?)B")
+
+
+class StagingConfig(_Section):
+    """Copies of the models on the own disk of every machine with Ray workers.
+
+    Attributes:
+        folder: On a disk of the machine itself, the same path on all of them.
+        max_bytes: Most bytes of all copies there, a number or a text such as 200GB; None: no limit.
+            What was not used for longest goes first, what is in use never.
+    """
+
+    folder: str
+    max_bytes: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_bytes)] = None
+
+
 class RuntimeConfig(_Section):
     """Where candidates are scored. May be changed on resume.
 
     Attributes:
         executor: "in-process" (one device) or "ray".
-        workers: Number of workers; None: one per GPU, or one.
-        device: auto, cpu or cuda:N.
-        threads: CPU threads per worker; None: the CPUs divided by the workers.
+        workers: Number of workers; None: one in process; on Ray as many as the nodes hold, also
+            of those that join later.
+        device: auto, cpu, cuda:N, or cuda:all: the model's layers divided over the GPUs a worker
+            sees (which `auto` does for a Ray worker that has several).
+        threads: CPU threads per worker; None: the CPUs divided by the workers, on a cluster that
+            runs elsewhere those that a worker reserves.
         address: Ray cluster: "auto", HOST:PORT, or None to start a local one.
-        gpus_per_worker: GPUs (or a fraction of one) each Ray worker reserves; None: 1 where
-            the cluster has GPUs, else 0.
+        gpus_per_worker: GPUs (or a fraction of one) each Ray worker reserves; None: as many as
+            the model needs, on nodes that have some; 0 where no node has.
         cpus_per_worker: CPUs each Ray worker reserves.
         max_attempts: How often a candidate is tried when its worker dies or times out.
         timeout_seconds: Deadline of one evaluation (Ray only).
         cache: Folder of what is computed once per set of models; None: $EVOMERGE_CACHE, or
             evomerge's folder in the user's cache folder.
         ledger: Folder of a ledger of scores that runs on this machine share; None: none.
+        canary_every: Have the base model answer again after every so many candidates of a worker,
+            and stop the run when it says something else than at the start; 0: never. None: 25
+            where an engine keeps more than weights (vLLM), else never.
+        staging: Where Ray workers copy the models to before they read them; None: nowhere.
     """
 
     executor: Literal["in-process", "ray"] = "in-process"
@@ -194,6 +224,8 @@ class RuntimeConfig(_Section):
     timeout_seconds: float = Field(default=3600.0, gt=0)
     cache: str | None = None
     ledger: str | None = None
+    canary_every: int | None = Field(default=None, ge=0)
+    staging: StagingConfig | None = None
 
 
 class RunConfig(_Section):
@@ -215,6 +247,7 @@ class RunConfig(_Section):
         budget: When to stop.
         search: How the loop runs.
         runtime: Where candidates are scored.
+        trackers: Where results are shown while the search runs. May be changed on resume.
     """
 
     version: Literal[1] = 1
@@ -237,12 +270,14 @@ class RunConfig(_Section):
     budget: BudgetConfig
     search: SearchConfig = SearchConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    trackers: list[Annotated[Named, BeforeValidator(_named)]] = Field(default_factory=list)
 
     def replay_part(self) -> dict[str, Any]:
-        """Return everything a replay depends on: all but name, budget, runtime and servers."""
+        """Return all a replay depends on: not name, budget, runtime, trackers and servers."""
         # Empty ones are left out: headers stay as they were before there was the key.
         idle = {key for key in ("transforms", "constraints", "racing") if not getattr(self, key)}
-        body = self.model_dump(mode="json", exclude={"name", "budget", "runtime", *idle})
+        apart = {"name", "budget", "runtime", "trackers"}
+        body = self.model_dump(mode="json", exclude={*apart, *idle})
         for task in body["tasks"]:
             if task["splits"] is None:
                 del task["splits"]
@@ -317,6 +352,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "budget": BudgetConfig,
     "search": SearchConfig,
     "runtime": RuntimeConfig,
+    "staging": StagingConfig,
 }
 
 

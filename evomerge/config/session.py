@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ from evomerge.config.cache import refuse_unusable_cache, usable_cache
 from evomerge.config.construct import describe
 from evomerge.config.manifest import search_manifest
 from evomerge.config.models import OpenModels, open_models, source_files
+from evomerge.config.ray_workers import ray_pool
 from evomerge.config.schema import RunConfig
 from evomerge.config.surrogate import save_surrogate
 from evomerge.config.tasks import Tasks, build_tasks
+from evomerge.config.track_run import followed
 from evomerge.config.transforms import FillProgress, fill_transforms
 from evomerge.config.warm_start import WarmStart, read_warm_start
+from evomerge.config.worker_plan import planned
 from evomerge.config.workers import (
-    build_worker,
     derived_bytes,
+    equip,
     load_derived,
-    open_memory,
     read_run_config,
     read_sources,
     worker_of,
@@ -47,6 +49,7 @@ from evomerge.errors import ConfigError, ReplayError, RunError
 from evomerge.runtime.in_process import InProcessExecutor
 from evomerge.runtime.machine import machine_line
 from evomerge.runtime.placement import default_workers, threads_per_worker
+from evomerge.runtime.placement_plan import Plan
 from evomerge.runtime.watched import WatchedExecutor, WatchedFiles
 from evomerge.runtime.worker import MergeInputs
 from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
@@ -65,6 +68,7 @@ def create_run(
     warm_start: Path | None = None,
     *,
     on_transform: FillProgress | None = None,
+    insecure: bool = False,
 ) -> None:
     """Check a config against the world and create its run folder; nothing is evaluated.
 
@@ -74,11 +78,12 @@ def create_run(
         folder: Of the new run.
         warm_start: Run to take evaluations over from.
         on_transform: Called after every tensor of the config's transforms.
+        insecure: Ask a Ray cluster on other machines even if it has no authentication.
 
     Raises:
         EvomergeError: Whatever is wrong, before the folder exists.
     """
-    prepared = preflight(config, base_dir)
+    prepared = preflight(config, base_dir, insecure=insecure)
     manifest = search_manifest(prepared.space, prepared.models)
     warm = None if warm_start is None else read_warm_start(RunFolder(warm_start), prepared)
     fill_transforms(prepared.models.virtual, on_transform)
@@ -105,14 +110,16 @@ class Prepared:
     models: OpenModels
     tasks: Tasks
     space: Space
+    plan: Plan | None = None  # of Ray workers; None where all that depends on it is given
 
 
-def preflight(config: RunConfig, base_dir: Path) -> Prepared:
-    """Resolve a config, open and align its models, read its data.
+def preflight(config: RunConfig, base_dir: Path, *, insecure: bool = False) -> Prepared:
+    """Resolve a config, open and align its models, read its data, plan its workers.
 
     Raises:
-        ConfigError: The config is wrong.
+        ConfigError: The config is wrong, or no node can hold a worker.
         PreflightError: Models or data cannot be used.
+        ExecutorError: The number of workers is left to a cluster that cannot be asked.
     """
     resolved = resolve_config(config, base_dir)
     refuse_unusable_cache(resolved.runtime.cache)
@@ -122,7 +129,9 @@ def preflight(config: RunConfig, base_dir: Path) -> Prepared:
     if not needs_span(resolved):  # refuses its settings now, not when the run folder exists
         algorithm = build_algorithm(resolved)
         algorithm.start(space, build_objectives(resolved), generator(resolved.seed, "algorithm"))
-    return Prepared(resolved.model_copy(update={"merge": merge}), models, tasks, space)
+    merged = resolved.model_copy(update={"merge": merge})
+    resolved, plan = planned(merged, models, tasks.search, insecure=insecure)
+    return Prepared(resolved, models, tasks, space, plan)
 
 
 class Session:
@@ -135,6 +144,7 @@ class Session:
         config: RunConfig | None = None,
         insecure: bool = False,
         on_change: Callable[[SearchLoop], None] | None = None,
+        on_warning: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Open a run for writing and replay it.
 
@@ -143,6 +153,7 @@ class Session:
             config: Its config with a changed budget or runtime; None: as stored.
             insecure: Join a Ray cluster on other machines even if it has no authentication.
             on_change: Called after every result the algorithm was told, replay included.
+            on_warning: Called, from any thread, with what went wrong beside the search.
 
         Raises:
             RunLockedError: Another driver owns the run.
@@ -150,6 +161,7 @@ class Session:
         """
         self.folder = folder
         self._insecure = insecure
+        self._on_warning = on_warning
         self.config = config or read_run_config(folder)
         self.models = open_models(self.config, known=read_sources(folder))
         self._files = WatchedFiles(source_files(self.models.record))
@@ -206,45 +218,37 @@ class Session:
                 "search anew: evomerge search CONFIG --run NEW"
                 if scored_otherwise
                 else "begin a new run from this one's evaluations: "
-                f"evomerge search CONFIG --run NEW --warm-start {self.folder.path}"
+                f"evomerge search CONFIG --run NEW --warm-start {self.folder.where}"
             )
             raise ReplayError(
-                f"{self.folder.path}: {changed[0]}{more} since the run began, so it cannot be "
+                f"{self.folder.where}: {changed[0]}{more} since the run began, so it cannot be "
                 f"continued exactly. Put it back, or {begin}"
             )
 
     def _keep_changes(self) -> None:
         """Write what may change to config.yaml, so that workers, `status` and resumes know it."""
         stored, now = read_run_config(self.folder), self.config
-        if (stored.budget, stored.tasks) != (now.budget, now.tasks):  # of tasks: their servers
-            kept = stored.model_copy(update={"budget": now.budget, "tasks": now.tasks})
+        changes = {key: getattr(now, key) for key in ("budget", "tasks", "trackers")}
+        kept = stored.model_copy(update=changes)  # of tasks: their servers
+        if kept != stored:
             self.store.rewrite_config(dump_yaml(kept.model_dump(mode="json")).encode())
 
     def executor(self) -> Executor:
         """Start the workers that the config asks for."""
         fill_transforms(self.models.virtual)  # once, rather than in every worker
-        runtime = self.config.runtime
-        workers = runtime.workers or 1
-        threads = runtime.threads or threads_per_worker(workers, self.models.space.n_elements)
-        if runtime.executor == "in-process":
+        if (runtime := self.config.runtime).executor == "in-process":
+            threads = runtime.threads or threads_per_worker(1, self.models.space.n_elements)
             inputs = MergeInputs(self.models.space, self.models.sources, self.derived)
             worker = worker_of(
                 inputs, self.models, self.tasks.search, device=runtime.device, threads=threads
             )
-            worker.memory = open_memory(
-                self.config, self.models, self.tasks.search, threads=threads
-            )
+            equip(worker, self.config, self.models, self.tasks.search, threads=threads)
             return InProcessExecutor(worker, max_attempts=runtime.max_attempts)
-        from evomerge.runtime.ray_pool import RayPool
-
-        return RayPool(
-            partial(build_worker, self.folder.path.resolve(), runtime.device, threads),
-            workers=workers,
-            address=runtime.address,
-            gpus_per_worker=runtime.gpus_per_worker,
-            cpus_per_worker=runtime.cpus_per_worker,
-            max_attempts=runtime.max_attempts,
-            timeout_seconds=runtime.timeout_seconds,
+        return ray_pool(
+            self.config,
+            self.models,
+            self.tasks.search,
+            place=self.folder.place,
             note=self.store.note,
             insecure=self._insecure,
         )
@@ -255,13 +259,19 @@ class Session:
         if self.loop.waiting or self.loop.has_budget:
             self.store.note(machine_line())
             executor = WatchedExecutor(self.executor(), self._files)
-            try:
-                reason = self.loop.run(executor)
-            finally:
-                executor.close()
+            with followed(self.folder, self.config.trackers, self._warn):
+                try:
+                    reason = self.loop.run(executor)
+                finally:
+                    executor.close()
             self._refuse_changed_data()
         save_surrogate(self.folder, self.loop)
         return reason
+
+    def _warn(self, line: str) -> None:
+        with suppress(RunError, ValueError):  # the disk is full; the run is closed by now
+            self.store.note(line)
+        self._on_warning(line)
 
     def _refuse_changed_data(self) -> None:
         """Raise RunError when an example file or evaluator's code is not as the run began with."""
@@ -292,6 +302,7 @@ def open_or_create(
     warm_start: Path | None = None,
     *,
     on_transform: FillProgress | None = None,
+    insecure: bool = False,
 ) -> tuple[RunConfig, bool]:
     """Create the run, or accept the existing one if the config is the same; see `create_run`.
 
@@ -303,10 +314,12 @@ def open_or_create(
         RunError: The folder holds a run of another config; names the first difference.
     """
     if not folder.exists():
-        create_run(config, base_dir, folder, warm_start, on_transform=on_transform)
+        create_run(
+            config, base_dir, folder, warm_start, on_transform=on_transform, insecure=insecure
+        )
         return read_run_config(folder), False
     if warm_start is not None:
-        raise RunError(f"{folder.path}: exists; --warm-start begins a new run, give a new --run")
+        raise RunError(f"{folder.where}: exists; --warm-start begins a new run, give a new --run")
     stored = read_run_config(folder)
     wanted = _as_created(resolve_config(config, base_dir), config, stored)
     # Before the models are opened: another model is no change of the one the run began with.
@@ -322,8 +335,8 @@ def _refuse_other_config(folder: RunFolder, stored: RunConfig, wanted: RunConfig
     changed = header_differences(stored.replay_part(), wanted.replay_part())
     if changed:
         raise RunError(
-            f"{folder.path}: holds a run of another config: {changed[0]}. Only `budget` and "
-            "`runtime` may change; give a new --run folder for a new search."
+            f"{folder.where}: holds a run of another config: {changed[0]}. Only `budget`, "
+            "`runtime` and `trackers` may change; give a new --run folder for a new search."
         )
 
 
@@ -336,7 +349,7 @@ def _as_created(wanted: RunConfig, given: RunConfig, stored: RunConfig) -> RunCo
     if hint in stored.algorithm and given.algorithm.get(hint) is None:
         algorithm = {**wanted.algorithm, hint: stored.algorithm[hint]}
         wanted = wanted.model_copy(update={"algorithm": algorithm})
-    return wanted
+    return wanted  # its `runtime.workers` may be open: they are planned when they start
 
 
 def with_runtime(

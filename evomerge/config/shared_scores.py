@@ -16,7 +16,9 @@ from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import split_scores
 from evomerge.evaluation.evaluator import Evaluator, example_digests
 from evomerge.evaluation.examples import content_digest
+from evomerge.evaluation.packages import package_versions
 from evomerge.evaluation.part import whole_of
+from evomerge.evaluation.resident import tokenizer_digest
 from evomerge.runtime.machine import machine_line
 from evomerge.storage.shared_ledger import SharedLedger
 
@@ -53,9 +55,13 @@ class SharedScores:
             if (found := example_digests(evaluator)) is not None
         }
         versions = [metadata.version(name) for name in ("torch", "transformers")]
+        # The tokenizer's files beside the config: other tokens, other scores of the same weights.
+        files = [donor_digests(donor), tokenizer_digest(donor)]
         place = [machine_line(), device, threads, evomerge.__version__, *versions]
         self._settings = {
-            task: content_digest([place, donor_digests(donor), _settings(whole_of(evaluator))])
+            task: content_digest(
+                [place, files, package_versions([evaluator]), _settings(whole_of(evaluator))]
+            )
             for task, evaluator in evaluators.items()
         }
 

@@ -52,7 +52,7 @@ def refuse_shared_examples(
 
     Args:
         search: Task -> evaluator of the search.
-        later: "validation" and "held-out" -> task -> evaluator; each of them must be new to the
+        later: "validation" and "test" -> task -> evaluator; each of them must be new to the
             search and to the ones before it.
     """
     seen = {f"the search of task {task!r}": evaluator for task, evaluator in search.items()}

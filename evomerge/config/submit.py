@@ -25,7 +25,7 @@ def portable_config(config: RunConfig, base_dir: Path) -> RunConfig:
     """
     resolved = resolve_sections(config, base_dir)
     base = None if config.base_model is None else _portable(config.base_model, base_dir)
-    folders = {key: getattr(resolved.runtime, key) for key in ("cache", "ledger")}
+    folders = {key: getattr(resolved.runtime, key) for key in ("cache", "ledger", "staging")}
     return config.model_copy(
         update={
             "base_model": base,

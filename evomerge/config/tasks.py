@@ -74,7 +74,7 @@ def build_tasks(config: RunConfig) -> Tasks:
         where = f"tasks.{index}.held_out"
         if not task.held_out:
             raise ConfigError(
-                f"{where}: is empty, so the search's own examples would be held out; give the "
+                f"{where}: is empty, so the search's own examples would be the test; give the "
                 "keys of the evaluator that differ, such as `examples` or `rows`, or remove it"
             )
         body = {**task.evaluator, **task.held_out}
@@ -83,5 +83,5 @@ def build_tasks(config: RunConfig) -> Tasks:
         # The whole of a split task: its validation examples choose, so they are no test either.
         refuse_overlap(where, held_out[task.name], {k: whole_of(e) for k, e in search.items()})
     if validation or held_out:
-        refuse_shared_examples(search, {"validation": validation, "held-out": held_out})
+        refuse_shared_examples(search, {"validation": validation, "test": held_out})
     return Tasks(search, held_out, sizes, validation)

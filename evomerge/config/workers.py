@@ -12,26 +12,38 @@ from zipfile import BadZipFile
 import numpy as np
 
 from evomerge.config.cache import usable_cache
+from evomerge.config.locate import run_at
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig, parse_config
 from evomerge.config.served import serve
 from evomerge.config.shared_scores import SharedScores
+from evomerge.config.staged_models import staged_models
 from evomerge.config.tasks import build_tasks
 from evomerge.config.yaml_file import read_yaml
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.errors import ConfigError, RunError
 from evomerge.evaluation.evaluator import Evaluator
+from evomerge.evaluation.part import whole_of
 from evomerge.evaluation.served_subject import ServedModel
+from evomerge.evaluation.server import ServedCandidate
 from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.evaluation.vllm_subject import VllmSubject
 from evomerge.merging.cache import TensorCache
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import DTYPES
 from evomerge.runtime.layer_worker import LayerWorker
-from evomerge.runtime.placement import pick_device, use_threads
+from evomerge.runtime.placement import (
+    device_of_ray_worker,
+    pick_device,
+    spread_of,
+    use_threads,
+)
 from evomerge.runtime.worker import MergeInputs, ScoreMemory, Worker
 from evomerge.storage.run_store import RunFolder
 from evomerge.storage.shared_ledger import SharedLedger
 
+CANARY_EVERY = 25  # candidates, where an engine keeps more than weights
 PREFIX_GRAMS = "prefix_grams"  # key in derived.npz beside those of `Derived.to_arrays`
 
 
@@ -93,17 +105,47 @@ def read_sources(folder: RunFolder) -> list[dict[str, object]]:
     return record
 
 
-def build_worker(run: Path, device: str, threads: int, name: str) -> Worker:
-    """Build a worker from a run folder; this is what a Ray actor calls in its own process."""
-    folder = RunFolder(run)
+def build_worker(run: Path | str, device: str, threads: int, name: str) -> Worker:
+    """Build a worker from a run folder or URL; a Ray actor calls it in its own process."""
+    folder = run_at(run, with_journal=False)
     config = read_run_config(folder)
-    models = open_models(config, known=read_sources(folder), check=False)
+    record = read_sources(folder)
+    staged, notes = staged_models(config, record)
+    models = open_models(staged, known=record, check=False)
     derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
     inputs = MergeInputs(models.space, models.sources, derived)
     tasks = build_tasks(config).search
+    device = device_of_ray_worker(device)
     worker = worker_of(inputs, models, tasks, device=device, threads=threads, name=name)
-    worker.memory = open_memory(config, models, tasks, threads=threads)
+    equip(worker, config, models, tasks, threads=threads)
+    worker.notes = notes
     return worker
+
+
+def equip(
+    worker: Worker,
+    config: RunConfig,
+    models: OpenModels,
+    evaluators: Mapping[str, Evaluator],
+    *,
+    threads: int,
+) -> None:
+    """Give a search's worker the shared ledger and the canary that the config asks for.
+
+    Raises:
+        ConfigError: A canary is asked for where there is no recipe for the base model.
+        UnavailableError: The ledger cannot be used.
+    """
+    worker.memory = open_memory(config, models, evaluators, threads=threads)
+    every = config.runtime.canary_every
+    if every is None:
+        every = CANARY_EVERY if any(map(engine_of, evaluators.values())) else 0
+    if every and models.layers is not None:
+        raise ConfigError(
+            "runtime.canary_every: sequences of layers have no recipe for the base model; remove it"
+        )
+    if every:
+        worker.watch(every)
 
 
 def open_memory(
@@ -137,20 +179,24 @@ def worker_of(
         SourceError: transformers cannot load the donor.
     """
     use_threads(threads)
-    where = pick_device(device)
-    subjects: dict[str, Subject] = {}
+    where, spread = pick_device(device), spread_of(device)
+    if spread is not None and models.layers is not None:
+        raise ConfigError("merge.name: layer_sequence keeps all layers on one device; name one")
+    _refuse_engines(evaluators, models)
+    subjects: dict[str | VllmEngine, Subject | VllmSubject] = {}
     served: dict[Hashable, ServedModel] = {}
-    scored: dict[str, tuple[Evaluator, Subject | ServedModel]] = {}
+    scored: dict[str, tuple[Evaluator, Subject | VllmSubject | ServedModel]] = {}
     for task, evaluator in evaluators.items():
         if evaluator.auto_class is None:
-            place = evaluator.candidate.place
-            if place not in served:
-                served[place] = serve(evaluator.candidate, inputs, models, device=where)
-            scored[task] = evaluator, served[place]
+            candidate = _candidate_of(task, evaluator)
+            if candidate.place not in served:
+                served[candidate.place] = serve(candidate, inputs, models, device=where)
+            scored[task] = evaluator, served[candidate.place]
             continue
-        if evaluator.auto_class not in subjects:
-            subjects[evaluator.auto_class] = load_subject(models, evaluator.auto_class, where)
-        scored[task] = evaluator, subjects[evaluator.auto_class]
+        key = engine_of(evaluator) or evaluator.auto_class
+        if key not in subjects:
+            subjects[key] = _load(models, key, where, spread)
+        scored[task] = evaluator, subjects[key]
     resident = list(subjects.values())
     if models.layers is not None:
         if served:
@@ -159,12 +205,82 @@ def worker_of(
                 "evaluators that do not ask a server"
             )
         layers = models.layers.inputs
-        return LayerWorker(inputs, resident, scored, layers=layers, device=where, name=name)
+        plain = [subject for subject in resident if isinstance(subject, Subject)]  # no engines
+        return LayerWorker(inputs, plain, scored, layers=layers, device=where, name=name)
     return Worker(inputs, resident, scored, device=where, name=name)
 
 
-def load_subject(models: OpenModels, auto_class: str, device: str) -> Subject:
-    """Load a resident model.
+def _refuse_engines(evaluators: Mapping[str, Evaluator], models: OpenModels) -> None:
+    """Refuse engines that cannot hold the candidates of a run.
+
+    Raises:
+        ConfigError: There are two, or the merge is none that vLLM can be given.
+    """
+    engines = {task: engine for task, e in evaluators.items() if (engine := engine_of(e))}
+    if not engines:
+        return
+    first, task = next(iter(engines.values())), next(iter(engines))
+    other = next((name for name, engine in engines.items() if engine != first), None)
+    if other is not None:
+        raise ConfigError(
+            f"tasks: {task!r} and {other!r} have different `engine:` settings, and a worker has "
+            "room for one engine; give them the same"
+        )
+    if models.layers is not None:
+        raise ConfigError(
+            f"tasks: {task!r} has an `engine:`, but sequences of layers are scored by transformers "
+            "only; remove it"
+        )
+    if models.space.untied:
+        raise ConfigError(
+            f"tasks: {task!r} has an `engine:`, but the models untie embeddings that the donor's "
+            "config ties, which vLLM cannot be given; remove it, or put an untied model first"
+        )
+
+
+def _candidate_of(task: str, evaluator: Evaluator) -> ServedCandidate:
+    candidate = getattr(whole_of(evaluator), "candidate", None)
+    if not isinstance(candidate, ServedCandidate):
+        raise ConfigError(
+            f"tasks: the evaluator of {task!r} has no `auto_class`, so that a server has to hold "
+            "its candidates, and no `candidate` (a `ServedCandidate`) that says which; give it one "
+            "of them"
+        )
+    return candidate
+
+
+def engine_of(evaluator: Evaluator) -> VllmEngine | None:
+    """Return the engine that an evaluator names; None: transformers, or no resident model."""
+    found: VllmEngine | None = getattr(whole_of(evaluator), "engine", None)
+    return found
+
+
+def _load(
+    models: OpenModels,
+    key: str | VllmEngine,
+    device: str,
+    spread: Mapping[int | str, int] | None,
+) -> Subject | VllmSubject:
+    """Load a resident model into transformers (key: Auto class) or an engine (key: settings)."""
+    if isinstance(key, str):
+        return load_subject(models, key, device, spread)
+    return VllmSubject.load(
+        models.donor,
+        key,
+        device=device,
+        dtype=DTYPES[models.space.float_dtype],
+        trust_remote_code=models.trust_remote_code,
+        name=models.space.sources[0],
+    )
+
+
+def load_subject(
+    models: OpenModels,
+    auto_class: str,
+    device: str,
+    spread: Mapping[int | str, int] | None = None,
+) -> Subject:
+    """Load a resident model, on one device or (see `Subject.load`) spread over several.
 
     Raises:
         ConfigError: The models have no config.json, so nothing can be loaded to score.
@@ -181,4 +297,5 @@ def load_subject(models: OpenModels, auto_class: str, device: str) -> Subject:
         trust_remote_code=models.trust_remote_code,
         name=models.space.sources[0],
         untied=models.space.untied,
+        spread=spread,
     )

@@ -29,3 +29,21 @@ def front_rows(
         }
         for i in order
     ]
+
+
+def best_members(front: ParetoFront, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    """Return objective -> the member that is best in it and its value; {} for an empty front.
+
+    Of equal members the one that was asked first. A candidate off the front may have the same
+    value: it is worse in something else.
+
+    Args:
+        front: M objectives, higher is better.
+        names: M objective names.
+    """
+    best: dict[str, dict[str, float | int]] = {}
+    for index, name in enumerate(names if len(front) else ()):
+        row = int(front.objectives[:, index].argmax())
+        value = float(front.objectives[row, index])
+        best[name] = {"candidate": int(front.candidate_ids[row]), "value": value}
+    return best

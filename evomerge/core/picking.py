@@ -34,8 +34,8 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     ``candidate:<id>``    that candidate, on the front or not: the caller knows which exist
     ====================  ==============================================================
 
-    Equally good candidates: the one with the larger sum of normalised objectives, then the
-    smaller id.
+    Equally good candidates: the one with the larger sum of normalised objectives, then of the
+    objectives as they are (on a front of two nothing else tells them apart), then the smaller id.
 
     Args:
         front: (F,) ids and (F, M) objectives.
@@ -87,7 +87,8 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
         merit = _trade_off(unit)
     if rule != "best":
         merit = merit.round(12)  # what differs in the last bits only is a tie on another machine
-    order = np.lexsort((ids, -unit.sum(axis=1).round(12), -merit))
+    totals = (-table.sum(axis=1).round(12) for table in (objectives, unit))
+    order = np.lexsort((ids, *totals, -merit))
     return [int(ids[order[0]])]
 
 

@@ -25,7 +25,6 @@ class Population:
             raise ValueError(f"n_objectives must be at least 1, is {n_objectives}")
         self._ids: IntArray = np.empty(_FIRST_CAPACITY, dtype=np.int64)
         self._values: FloatArray = np.empty((_FIRST_CAPACITY, n_objectives))
-        self._best: IntArray = np.zeros(n_objectives, dtype=np.int64)  # (M,) rows
         self._n = 0
         self._failures = 0
 
@@ -36,7 +35,7 @@ class Population:
     @property
     def n_objectives(self) -> int:
         """M."""
-        return len(self._best)
+        return int(self._values.shape[1])
 
     @property
     def failures(self) -> int:
@@ -80,19 +79,4 @@ class Population:
             self._values = np.concatenate([self._values, np.empty_like(self._values)])
         self._ids[self._n] = evaluation.candidate.id
         self._values[self._n] = point
-        if self._n:
-            best = self._values[self._best, np.arange(self.n_objectives)]
-            self._best[point > best] = self._n
         self._n += 1
-
-    def best(self, objective: int) -> tuple[int, float] | None:
-        """Return (candidate id, value) of the best on one objective, the first told among equals.
-
-        None when nothing has been scored.
-        """
-        if not 0 <= objective < self.n_objectives:
-            raise IndexError(f"objective {objective} of {self.n_objectives}")
-        if not self._n:
-            return None
-        row = int(self._best[objective])
-        return int(self._ids[row]), float(self._values[row, objective])

@@ -14,7 +14,7 @@ from evomerge.errors import ConfigError, DataError, first_line
 from evomerge.evaluation.examples import read_text
 
 if TYPE_CHECKING:
-    from evomerge.evaluation.subject import Subject
+    from evomerge.evaluation.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Chat:
         template = None if self.template_file is None else read_text(self.template_file)
         return [self.is_on, template, self.system_prompt] if self.is_on else []
 
-    def render(self, subject: Subject, prompts: Sequence[str]) -> list[str]:
+    def render(self, subject: Vocabulary, prompts: Sequence[str]) -> list[str]:
         """Return the text of each prompt up to where the model's answer begins.
 
         Without chat the prompts as they are.

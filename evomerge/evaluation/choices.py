@@ -28,6 +28,7 @@ from evomerge.evaluation.language import fit, token_logprobs
 
 if TYPE_CHECKING:
     from evomerge.evaluation.subject import Subject
+    from evomerge.evaluation.vocabulary import Vocabulary
 
 Normalise = Literal["none", "token", "char"]
 
@@ -113,7 +114,7 @@ class ChoicePlan:
 
 
 def plan_choices(
-    subject: Subject,
+    subject: Vocabulary,
     prompts: Sequence[str],
     options: Sequence[Sequence[str]],
     *,

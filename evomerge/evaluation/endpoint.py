@@ -91,6 +91,10 @@ class Endpoint:
         """Return (N,) digests of the examples."""
         return self._scorer.example_digests()
 
+    def probe(self, subject: ServedModel, positions: IntArray) -> list[float] | list[str]:
+        """Return what the candidate says about these examples; see `Probes`."""
+        return self._scorer.probe(text_subject(subject, self.candidate), positions)
+
     def evaluate(self, subject: ServedModel, positions: IntArray | None = None) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 

@@ -6,7 +6,8 @@ An evaluator is a frozen dataclass whose fields are its config keys, registered 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.registry import Registry
@@ -21,7 +22,10 @@ evaluator = evaluators.register
 class Evaluator(Protocol):
     """Scores merged models on a fixed set of examples."""
 
-    auto_class: str  # the transformers Auto class the resident model is loaded with
+    @property
+    def auto_class(self) -> str | None:
+        """The transformers Auto class of the resident model; None: a server holds the model."""
+        ...
 
     def n_examples(self) -> int:
         """Return N, reading the data; raises DataError when it is missing or malformed."""
@@ -55,6 +59,23 @@ class DigestsExamples(Protocol):
 
         Settings of the evaluator are not part of it, nor is the place in the file: equal
         examples have equal digests.
+        """
+        ...
+
+
+@runtime_checkable
+class Probes(Protocol):
+    """An evaluator that can say more of a model than its scores, to tell whether it is the same."""
+
+    def probe(self, subject: Any, positions: IntArray) -> Sequence[float | str]:
+        """Return what the model says about examples: equal whenever the model is.
+
+        Args:
+            subject: As for `evaluate`.
+            positions: (n,) which examples, each in [0, N).
+
+        Returns:
+            Numbers, equal within rounding, and texts, any number of them.
         """
         ...
 

@@ -23,8 +23,9 @@ from evomerge.evaluation.examples import (
     stamp,
 )
 from evomerge.evaluation.extraction import Extraction
-from evomerge.evaluation.generation import generate, plan_prompts
-from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.generation import plan_prompts
+from evomerge.evaluation.text_model import TextModel
+from evomerge.evaluation.vllm_engine import VllmEngine
 
 if TYPE_CHECKING:
     from evomerge.evaluation.served_subject import ServedSubject
@@ -55,6 +56,7 @@ class ExactMatch:
         chat_template_file: Jinja template to use instead.
         system_prompt: System message in front of it.
         rows: Half-open range of examples [start, stop); None: all.
+        engine: What runs the model, such as `{name: vllm}`; None: transformers.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -74,6 +76,7 @@ class ExactMatch:
     chat_template_file: Path | None = None
     system_prompt: str | None = None
     rows: tuple[int, int] | None = None
+    engine: VllmEngine | None = None
 
     def __post_init__(self) -> None:
         check_settings(
@@ -120,7 +123,7 @@ class ExactMatch:
         return tuple(row.digest("prompt", "answer", beside=chat) for row in rows)
 
     def evaluate(
-        self, subject: Subject | ServedSubject, positions: IntArray | None = None
+        self, subject: TextModel | ServedSubject, positions: IntArray | None = None
     ) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
@@ -131,11 +134,16 @@ class ExactMatch:
         scores = self.marks(self.answers(subject, wanted), wanted)
         return checked_scores(scores, n=len(wanted), subject=subject.name, path=self.examples)
 
+    def probe(self, subject: TextModel | ServedSubject, positions: IntArray) -> list[str]:
+        """Return all that the model writes for these examples; see `Probes`."""
+        subject.require(self.auto_class)
+        return self._texts(subject, read_rows(self.examples, self.rows), positions)
+
     def why_no_vote(self) -> str:
         """Return "": extracted answers can always be voted on."""
         return ""
 
-    def answers(self, subject: Subject | ServedSubject, positions: IntArray) -> list[str | None]:
+    def answers(self, subject: TextModel | ServedSubject, positions: IntArray) -> list[str | None]:
         """Return (n,) the answers found in what the model writes; None where there is none.
 
         Raises:
@@ -156,10 +164,10 @@ class ExactMatch:
         return np.array(right, dtype=np.float32)
 
     def _texts(
-        self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
+        self, subject: TextModel | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
     ) -> list[str]:
         prompts = [row.text("prompt") for row in rows]
-        if not isinstance(subject, Subject):
+        if not isinstance(subject, TextModel):
             return subject.generate(
                 [prompts[i] for i in wanted], max_new_tokens=self.max_new_tokens, stop=self.stop
             )
@@ -173,8 +181,7 @@ class ExactMatch:
                 special=not self.chat_template,
             ),
         )
-        return generate(
-            subject,
+        return subject.continue_prompts(
             plan,
             wanted.tolist(),
             limits=self._limits,

@@ -32,6 +32,7 @@ from evomerge.evaluation.language import cut_at, fit
 
 if TYPE_CHECKING:
     from evomerge.evaluation.subject import Subject
+    from evomerge.evaluation.vocabulary import Vocabulary
 
 # Decoding reads all weights for one token per row: it gains from more rows than a prompt does.
 _DECODING_ROWS = 4
@@ -53,7 +54,7 @@ class PromptPlan:
 
 
 def plan_prompts(
-    subject: Subject,
+    subject: Vocabulary,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
@@ -157,7 +158,7 @@ def generate(
             **({"past_key_values": shared(len(rows))} if shared else {}),
         )
         for row, i in enumerate(batch):
-            tokens = _until_end(subject, output[row, width:].tolist())
+            tokens = until_end(subject, output[row, width:].tolist())
             text = subject.tokenizer.decode(tokens, skip_special_tokens=True)
             answers[wanted[i]] = cut_at(text, stop)
 
@@ -171,7 +172,8 @@ def generate(
     return [answers[i] for i in examples]
 
 
-def _until_end(subject: Subject, tokens: list[int]) -> list[int]:
+def until_end(subject: Vocabulary, tokens: Sequence[int]) -> Sequence[int]:
+    """Return an answer's tokens up to the first one that ends it."""
     for position, token in enumerate(tokens):
         if token in subject.end_token_ids:
             return tokens[:position]

@@ -92,10 +92,12 @@ class LmEval:
         batch_tokens: Tokens per forward pass; "auto": what the device takes, halved when its
             memory runs out.
         batch_size: Most sequences per forward pass; None: as many as `batch_tokens` allow.
-        confirm_run_unsafe_code: Allow tasks that run code written by the model.
+        allow_code_execution: Allow tasks that run programs written by the model (HumanEval, MBPP);
+            they run in the sandbox, see `code_execution`.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    packages: ClassVar[tuple[str, ...]] = ("datasets", "lm-eval")  # whose versions scores need
 
     task: str
     include_path: Path | None = None
@@ -111,7 +113,7 @@ class LmEval:
     fewshot_seed: int = FEWSHOT_SEED
     batch_tokens: int | Literal["auto"] = "auto"
     batch_size: int | None = None
-    confirm_run_unsafe_code: bool = False
+    allow_code_execution: bool = False
 
     def __post_init__(self) -> None:
         _ = Limits(self.batch_tokens, self.batch_size)
@@ -243,7 +245,7 @@ class LmEval:
                 path,
                 num_fewshot=self.num_fewshot,
                 gen_kwargs=self.gen_kwargs,
-                run_unsafe_code=self.confirm_run_unsafe_code,
+                run_code=self.allow_code_execution,
             )
             if task.OUTPUT_TYPE == "generate_until":
                 check_generation(task.config.generation_kwargs or {})

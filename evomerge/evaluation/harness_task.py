@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import ConfigError, DataError, EvomergeError, first_line
+from evomerge.evaluation.harness_code import require_sandbox, sandboxed
 from evomerge.evaluation.harness_files import local_data, read_task
 
 Requests = list[list[Any]]  # of each document
@@ -32,15 +33,16 @@ class Prompting:
 
 
 def load_task(
-    path: Path, *, num_fewshot: int | None, gen_kwargs: Mapping[str, Any], run_unsafe_code: bool
+    path: Path, *, num_fewshot: int | None, gen_kwargs: Mapping[str, Any], run_code: bool
 ) -> Any:
     """Return the harness's task object of a file, its data set loaded.
 
     Runs the Python code that comes with the task.
 
     Raises:
-        ConfigError: It runs code that models write and that was not allowed, needs images or
-            sound, fixes another number of examples, or takes no `gen_kwargs`.
+        ConfigError: It runs code that models write and that was not allowed, or not in a way
+            that can be moved into the sandbox; it needs images or sound, fixes another number of
+            examples, or takes no `gen_kwargs`.
         DataError: It cannot be loaded, or has no documents.
     """
     from lm_eval.tasks import TaskManager
@@ -49,13 +51,17 @@ def load_task(
     config = read_task(path)
     name = str(config.get("task"))
     # Before anything is imported: such tasks may run code while they are loaded.
-    _refuse_unsafe(name, config.get("unsafe_code", False), run_unsafe_code)
+    is_unsafe = bool(config.get("unsafe_code", False))
+    _refuse_unsafe(name, is_unsafe, run_code)
     try:
-        body = load_yaml(path, resolve_func=True)
-        if config.get("dataset_kwargs"):
-            body["dataset_kwargs"] = local_data(config, path)
-        loaded = TaskManager(include_defaults=False).load([body])
-        (task,) = loaded["tasks"].values()
+        with sandboxed() if is_unsafe else nullcontext():
+            body = load_yaml(path, resolve_func=True)
+            if config.get("dataset_kwargs"):
+                body["dataset_kwargs"] = local_data(config, path)
+            if is_unsafe:
+                require_sandbox(name, body)
+            loaded = TaskManager(include_defaults=False).load([body])
+            (task,) = loaded["tasks"].values()
     except EvomergeError:
         raise
     except Exception as error:  # a task is code of its own, and so is a data set
@@ -64,7 +70,11 @@ def load_task(
             f"{path}: task {name!r} {what} ({type(error).__name__}: {first_line(error)}); check "
             "its data set and the packages it needs."
         ) from error
-    _refuse_unsafe(name, getattr(task, "UNSAFE_CODE", False), run_unsafe_code)
+    if getattr(task, "UNSAFE_CODE", False) and not is_unsafe:  # a class, which says so by itself
+        raise ConfigError(
+            f"lm_eval: task {name!r} runs code that the models write, in a way of its own that "
+            "cannot be moved into the sandbox; see the evaluator 'code_execution'"
+        )
     if getattr(task, "MULTIMODAL", False):
         raise ConfigError(f"lm_eval: task {name!r} shows images or sound; only text is supported.")
     _set_fewshot(task, name, num_fewshot)
@@ -170,9 +180,8 @@ def seed_streams() -> None:
 def _refuse_unsafe(name: str, is_unsafe: Any, allowed: bool) -> None:
     if is_unsafe and not allowed:
         raise ConfigError(
-            f"lm_eval: task {name!r} runs code that the models write, with the rights of this "
-            "process; set `confirm_run_unsafe_code: true` where that is safe, such as in a "
-            "container."
+            f"lm_eval: task {name!r} runs programs that models write. If that is meant, set "
+            "`allow_code_execution: true`; they then run in the sandbox"
         )
 
 

@@ -19,6 +19,7 @@ from evomerge.evaluation.batching import Limits, Shape, Tokens, for_each_batch, 
 
 if TYPE_CHECKING:
     from evomerge.evaluation.subject import Subject
+    from evomerge.evaluation.vocabulary import Vocabulary
 
 
 @torch.inference_mode()
@@ -80,7 +81,7 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def fit(
-    subject: Subject,
+    subject: Vocabulary,
     ids: Tokens,
     start: int,
     max_length: int | None,

@@ -13,7 +13,7 @@ from evomerge.core.arrays import BoolArray, FloatArray, IntArray, ScoreArray
 from evomerge.errors import EvaluationError
 from evomerge.evaluation.batching import SAME_WITHIN, Limits
 from evomerge.evaluation.chat import Chat
-from evomerge.evaluation.choices import choice_logprobs, plan_choices
+from evomerge.evaluation.choices import plan_choices
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     Row,
@@ -23,7 +23,8 @@ from evomerge.evaluation.examples import (
     read_rows,
     stamp,
 )
-from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.text_model import TextModel
+from evomerge.evaluation.vllm_engine import VllmEngine
 
 if TYPE_CHECKING:
     from evomerge.evaluation.served_subject import ServedSubject
@@ -52,6 +53,7 @@ class MultipleChoice:
         chat_template_file: Jinja template to use instead.
         system_prompt: System message in front of it.
         rows: Half-open range of examples [start, stop); None: all.
+        engine: What runs the model, such as `{name: vllm}`; None: transformers.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -65,6 +67,7 @@ class MultipleChoice:
     chat_template_file: Path | None = None
     system_prompt: str | None = None
     rows: tuple[int, int] | None = None
+    engine: VllmEngine | None = None
 
     def __post_init__(self) -> None:
         check_settings(
@@ -94,7 +97,7 @@ class MultipleChoice:
         return tuple(row.digest("prompt", "options", "gold", beside=chat) for row in rows)
 
     def evaluate(
-        self, subject: Subject | ServedSubject, positions: IntArray | None = None
+        self, subject: TextModel | ServedSubject, positions: IntArray | None = None
     ) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
@@ -109,11 +112,17 @@ class MultipleChoice:
             path=self.examples,
         )
 
+    def probe(self, subject: TextModel | ServedSubject, positions: IntArray) -> list[float]:
+        """Return the log-likelihood of every option of these examples; see `Probes`."""
+        rows = read_rows(self.examples, self.rows)
+        subject.require(self.auto_class)
+        return [float(x) for line in self._logprobs(subject, rows, positions) for x in line]
+
     def why_no_vote(self) -> str:
         """Return "": options can always be voted on."""
         return ""
 
-    def answers(self, subject: Subject | ServedSubject, positions: IntArray) -> list[int]:
+    def answers(self, subject: TextModel | ServedSubject, positions: IntArray) -> list[int]:
         """Return the index of the option that the model prefers, (n,).
 
         Raises:
@@ -139,12 +148,12 @@ class MultipleChoice:
         return is_right.astype(np.float32)
 
     def _logprobs(
-        self, subject: Subject | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
+        self, subject: TextModel | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
     ) -> list[FloatArray]:
         """Return (options,) normalised log-likelihoods of each wanted row."""
         prompts = [row.text("prompt") for row in rows]
         options = [row.texts("options") for row in rows]
-        if not isinstance(subject, Subject):
+        if not isinstance(subject, TextModel):
             table = subject.option_logprobs(
                 [prompts[i] for i in wanted],
                 [options[i] for i in wanted],
@@ -161,7 +170,7 @@ class MultipleChoice:
                 special=not self.chat_template,
             ),
         )
-        sums = choice_logprobs(subject, plan, wanted.tolist(), self._limits)
+        sums = subject.score_options(plan, wanted.tolist(), self._limits)
         return [
             values / plan.choices[i].lengths(options[i], self.normalise)
             for i, values in zip(wanted, sums, strict=True)

@@ -31,8 +31,8 @@ class Part:
         return getattr(self.whole, name)
 
     @property
-    def auto_class(self) -> str:
-        """The transformers Auto class the resident model is loaded with."""
+    def auto_class(self) -> str | None:
+        """The transformers Auto class of the resident model; None: a server holds the model."""
         return self.whole.auto_class
 
     def n_examples(self) -> int:

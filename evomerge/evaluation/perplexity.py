@@ -20,7 +20,8 @@ from evomerge.evaluation.examples import (
     read_text,
     stamp,
 )
-from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.text_model import TextModel
+from evomerge.evaluation.vllm_engine import VllmEngine
 
 
 @evaluator("perplexity")
@@ -43,6 +44,7 @@ class Perplexity:
         max_length: Cut JSONL texts to so many tokens.
         rows: Half-open range of texts or windows [start, stop). A .txt file needs it, since
             the number of its windows depends on the tokenizer.
+        engine: What runs the model, such as `{name: vllm}`; None: transformers.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -54,6 +56,7 @@ class Perplexity:
     batch_size: int | None = None
     max_length: int | None = None
     rows: tuple[int, int] | None = None
+    engine: VllmEngine | None = None
 
     def __post_init__(self) -> None:
         check_settings(
@@ -108,7 +111,7 @@ class Perplexity:
         whole = content_digest(read_text(self.examples))
         return tuple(content_digest([whole, self.window, i]) for i in range(start, stop))
 
-    def evaluate(self, subject: Subject, positions: IntArray | None = None) -> ScoreArray:
+    def evaluate(self, subject: TextModel, positions: IntArray | None = None) -> ScoreArray:
         """Return (n,) float32 mean log-likelihoods in nats per token, or -bits per byte.
 
         Raises:
@@ -158,7 +161,7 @@ class Perplexity:
     def _first(self) -> int:
         return self.rows[0] if self.rows else 0
 
-    def _texts(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
+    def _texts(self, subject: TextModel) -> list[tuple[tuple[int, ...], int]]:
         """Return (tokens, bytes of text they stand for) for every row."""
         texts = []
         for row in read_rows(self.examples, self.rows):
@@ -170,7 +173,7 @@ class Perplexity:
             texts.append((tokens, len(text.encode())))
         return texts
 
-    def _windows(self, subject: Subject) -> list[tuple[tuple[int, ...], int]]:
+    def _windows(self, subject: TextModel) -> list[tuple[tuple[int, ...], int]]:
         """Return (tokens, bytes of text they stand for) for every window."""
         start, stop = self._span
         tokens = subject.encode(read_text(self.examples), special=False)

@@ -90,6 +90,7 @@ def load_model(
     dtype: torch.dtype | str | None,
     trust_remote_code: bool,
     untied: bool,
+    spread: Mapping[int | str, int] | None = None,
 ) -> Loaded:
     """Return the model of `folder` with its weight map; see `Subject.load`."""
     import transformers
@@ -106,6 +107,8 @@ def load_model(
         "local_files_only": True,
         "trust_remote_code": trust_remote_code,
     }
+    # Layer after layer in the order of the devices, each filled before the next one is begun.
+    placed = {} if spread is None else {"device_map": "sequential", "max_memory": dict(spread)}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         if untied:
@@ -122,11 +125,20 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 **options,
+                **placed,
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = first_line(error)
         raise SourceError(f"{folder}: {auto_class} cannot load it ({reason})") from error
-    model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    if spread is None:
+        model.to(device)
+    elif any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ConfigError(
+            f"{folder}: does not fit on {len(spread)} devices with {sum(spread.values()):,} bytes "
+            "together; give a worker more of them (runtime.gpus_per_worker)"
+        )
+    _close_gaps(model)
     missing = set(info["missing_keys"])
     if untied:
         missing -= _copy_output_embeddings(model, missing)
@@ -138,8 +150,8 @@ def load_model(
         uninitialised=tuple(sorted(missing)),
         weight_map=None,
         why_unmapped="",
-        max_tokens=_max_tokens(model),
-        generation_eos=_take_generation_config(model),
+        max_tokens=most_tokens(model),
+        generation_eos=take_generation_config(model),
         trust_remote_code=trust_remote_code,
         untied=untied,
     )
@@ -307,7 +319,19 @@ def _copy_output_embeddings(model: Any, missing: set[str]) -> set[str]:
     return names
 
 
-def _take_generation_config(model: Any) -> int | list[int] | None:
+def _close_gaps(model: Any) -> None:
+    """Have the output embeddings take the states of chosen positions as one block of memory.
+
+    What `logits_to_keep` leaves is a view with gaps, for which torch (2.13, CPU) copies the weights
+    once per row of the batch: 1500 ms instead of 5 ms for 16 rows and 49152 tokens in bfloat16,
+    113 ms instead of 21 ms in float32.
+    """
+    output = model.get_output_embeddings()
+    if isinstance(output, torch.nn.Linear):
+        output.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
+
+
+def take_generation_config(model: Any) -> int | list[int] | None:
     """Return the end tokens and clear sampling defaults, so that scoring stays greedy."""
     from transformers import GenerationConfig
 
@@ -319,7 +343,8 @@ def _take_generation_config(model: Any) -> int | list[int] | None:
     return ends
 
 
-def _max_tokens(model: Any) -> int | None:
+def most_tokens(model: Any) -> int | None:
+    """Return how many tokens a model takes at once; None when its config does not say."""
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:

@@ -6,10 +6,10 @@ candidate and captured CUDA graphs stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,18 +18,16 @@ from torch import Tensor, nn
 
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import EvaluationError
-from evomerge.evaluation.batching import Limits, TokenBudget
-from evomerge.evaluation.choices import Normalise, can_share, choice_logprobs, plan_choices
-from evomerge.evaluation.generation import generate, plan_prompts
+from evomerge.evaluation.batching import Limits, TokenBudget, Tokens
+from evomerge.evaluation.choices import ChoicePlan, can_share, choice_logprobs
+from evomerge.evaluation.generation import PromptPlan, generate
 from evomerge.evaluation.installer import Installer, head_parameters
 from evomerge.evaluation.language import token_logprobs
 from evomerge.evaluation.resident import Loaded, load_model
-from evomerge.evaluation.vocabulary import Vocabulary
-
-T = TypeVar("T")
+from evomerge.evaluation.text_model import TextModel
 
 
-class Subject(Vocabulary):
+class Subject(TextModel):
     """A model on its device, its tokenizer, and the scoring helpers evaluators use.
 
     Attributes:
@@ -58,7 +56,6 @@ class Subject(Vocabulary):
         self._has_head = False
         self.budget = TokenBudget(self.device, self.n_token_rows)
         self._shares_prefixes: bool | None = None
-        self._prepared: dict[Hashable, Any] = {}
 
     @classmethod
     def load(
@@ -71,6 +68,7 @@ class Subject(Vocabulary):
         trust_remote_code: bool = False,
         name: str = "",
         untied: bool = False,
+        spread: Mapping[int | str, int] | None = None,
     ) -> Subject:
         """Return the model of `folder`, resident on `device`.
 
@@ -84,9 +82,11 @@ class Subject(Vocabulary):
             name: For messages; the folder's name when empty.
             untied: Give output embeddings their own storage although the config ties them
                 to the input embeddings (`ModelSpace.untied`).
+            spread: Device number -> bytes, to divide the layers over several devices, `device`
+                the first of them; needs accelerate.
 
         Raises:
-            ConfigError: `auto_class` or `dtype` is not known.
+            ConfigError: `auto_class` or `dtype` is not known, or the model does not fit.
             SourceError: transformers cannot load the folder.
         """
         loaded = load_model(
@@ -96,6 +96,7 @@ class Subject(Vocabulary):
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             untied=untied,
+            spread=spread,
         )
         return cls(loaded, auto_class=auto_class, name=name or Path(folder).name)
 
@@ -103,6 +104,13 @@ class Subject(Vocabulary):
         """Return {name in the safetensors files: parameter} for tensors that need no conversion.
 
         What `install` is given for such a name may be this very tensor, already overwritten.
+        """
+        return self._installer.destinations
+
+    def held(self) -> Mapping[str, Tensor]:
+        """Return {name in the safetensors files: parameter} of tensors that are held as they are.
+
+        What is installed can be compared with what it should be by them.
         """
         return self._installer.destinations
 
@@ -176,16 +184,7 @@ class Subject(Vocabulary):
             self._has_head = False
 
     def require(self, auto_class: str, *, initialised: bool = True) -> None:
-        """Check that the subject can be scored by an evaluator made for `auto_class`.
-
-        Args:
-            auto_class: The class it must have been loaded with.
-            initialised: Whether every parameter must come from a file.
-
-        Raises:
-            EvaluationError: It is dirty, of another class, or has parameters that no file
-                ever set.
-        """
+        """Check that the subject can be scored by an evaluator made for `auto_class`."""
         self._check_clean()
         if self.auto_class != auto_class:
             raise EvaluationError(
@@ -207,17 +206,6 @@ class Subject(Vocabulary):
             self._shares_prefixes = can_share(self)
         return bool(self._shares_prefixes)
 
-    def prepared(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what `make` gives, made once per key for the life of the subject.
-
-        For what follows from data and tokenizer alone, such as tokens: weights change between
-        calls. The key has to stand for all that `make` reads.
-        """
-        if key not in self._prepared:
-            self._prepared[key] = make()
-        found: T = self._prepared[key]
-        return found
-
     def logits(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
         """Return the model's logits as float32.
 
@@ -233,89 +221,44 @@ class Subject(Vocabulary):
         with torch.inference_mode():
             return self.forward(batch).float().cpu().numpy()
 
-    def option_logprobs(
-        self,
-        prompts: Sequence[str],
-        options: Sequence[Sequence[str]],
-        *,
-        batch_size: int | None = None,
-        normalise: Normalise = "none",
-        max_length: int | None = None,
-    ) -> FloatArray:
-        """Return the log-likelihood of every option as the continuation of its prompt.
-
-        Args:
-            prompts: N prompts.
-            options: N sequences of options, appended as they are.
-            batch_size: Rows per forward pass; None: as many as fit.
-            normalise: Divide by 1, by the option's tokens, or by its characters.
-            max_length: Keep only the last so many tokens; None: longer ones are an error.
-
-        Returns:
-            (N, most options) float64; -inf where a row has fewer options.
-
-        Raises:
-            EvaluationError: A sequence is longer than the model can take.
-        """
+    def score_options(
+        self, plan: ChoicePlan, examples: Sequence[int], limits: Limits
+    ) -> list[FloatArray]:
+        """Return the log-likelihood of every option; see `TextModel` and `choices`."""
         self._check_clean()
-        plan = plan_choices(self, prompts, options, max_length=max_length)
-        found = choice_logprobs(self, plan, range(len(prompts)), Limits(rows=batch_size))
-        table = np.full((len(prompts), max(map(len, options), default=0)), -np.inf)
-        for n, (sums, choice) in enumerate(zip(found, plan.choices, strict=True)):
-            table[n, : len(sums)] = sums / choice.lengths(options[n], normalise)
-        return table
+        return choice_logprobs(self, plan, examples, limits)
 
-    def generate(
+    def continue_prompts(
         self,
-        prompts: Sequence[str],
+        plan: PromptPlan,
+        examples: Sequence[int],
         *,
-        batch_size: int | None = None,
+        limits: Limits,
         max_new_tokens: int,
         stop: Sequence[str] = (),
-        max_length: int | None = None,
+        cache: Literal["dynamic", "static"] = "dynamic",
     ) -> list[str]:
-        """Return the greedy continuation of every prompt, cut before the first stop string.
-
-        Args:
-            prompts: N prompts.
-            batch_size: Prompts per batch; None: as many as fit.
-            max_new_tokens: Most tokens to generate.
-            stop: Strings that end an answer and are not part of it.
-            max_length: Keep only the last so many prompt tokens; None: longer ones are an error.
-
-        Raises:
-            EvaluationError: A prompt is too long, or the model's logits are not finite.
-        """
+        """Return the greedy continuation of prompts; see `TextModel` and `generation`."""
         self._check_clean()
-        plan = plan_prompts(self, prompts, max_new_tokens=max_new_tokens, max_length=max_length)
         return generate(
             self,
             plan,
-            range(len(prompts)),
-            limits=Limits(rows=batch_size),
+            examples,
+            limits=limits,
             max_new_tokens=max_new_tokens,
             stop=stop,
+            cache=cache,
         )
 
     def token_nll(
         self,
-        sequences: Sequence[Sequence[int]],
+        sequences: Sequence[Tokens],
         *,
         batch_size: int | None = None,
         starts: Sequence[int] | None = None,
         limits: Limits | None = None,
     ) -> list[FloatArray]:
-        """Return the negative log-likelihood (nats) of every token but the first.
-
-        Args:
-            sequences: N token sequences of at least two tokens.
-            batch_size: Sequences per forward pass; None: as many as fit.
-            starts: (N,) first token to score, at least 1; None: 1 everywhere.
-            limits: Size of a batch in tokens as well, instead of `batch_size`.
-
-        Returns:
-            N arrays; the i-th is (len(sequences[i]) - starts[i],).
-        """
+        """Return the negative log-likelihood (nats) of every token but the first."""
         self._check_clean()
         first = [1] * len(sequences) if starts is None else starts
         limits = limits or Limits(rows=batch_size)

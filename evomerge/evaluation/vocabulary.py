@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from evomerge.evaluation.resident import (
 )
 
 _MOST_TEXTS = 200_000  # kept with their tokens
+
+T = TypeVar("T")
 
 
 class Vocabulary:
@@ -39,6 +41,7 @@ class Vocabulary:
         self._tokenizer: Any = None
         self._encoded: dict[str, tuple[int, ...]] = {}
         self._special_prefix: tuple[int, ...] | None = None
+        self._prepared: dict[Hashable, Any] = {}
 
     @property
     def tokenizer(self) -> Any:
@@ -100,12 +103,23 @@ class Vocabulary:
             self._special_prefix = tuple(full[:length])
         ids = self._encoded.get(text)
         if ids is None:
-            if len(self._encoded) >= 200_000:
+            if len(self._encoded) >= _MOST_TEXTS:
                 self._encoded.clear()
             ids = tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
             self.check_rows(ids)
             self._encoded[text] = ids
         return (*self._special_prefix, *ids) if special else ids
+
+    def prepared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` gives, made once per key for the life of the subject.
+
+        For what follows from data and tokenizer alone, such as tokens: weights change between
+        calls. The key has to stand for all that `make` reads.
+        """
+        if key not in self._prepared:
+            self._prepared[key] = make()
+        found: T = self._prepared[key]
+        return found
 
     @property
     def tokenizer_digest(self) -> str:

@@ -16,13 +16,11 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
-from evomerge.errors import SourceError
 from evomerge.export.adapter_card import AdapterFacts
 from evomerge.export.card_scores import ScoreRow, score_section
+from evomerge.export.licences import MergedLicence, merged_licence, stated_licence
 from evomerge.export.stacked import Computed
-from evomerge.storage.untrusted_files import contained_file
 
-_MAX_README_BYTES = 1_000_000
 _MAX_RECIPE_LINES = 120
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)/?$")
@@ -86,7 +84,7 @@ class CardFacts:
         candidate_id: Its id in the run; None for a merge without a search.
         lineage: The candidate and its ancestors, itself first.
         n_candidates: How many candidates the search scored; None without a search.
-        n_tested: How many of them were ever scored on the held-out examples.
+        n_tested: How many of them were ever scored on the test examples.
         algorithm: Name of the search algorithm.
         seed: Seed of the run.
         run: Name of the run.
@@ -135,7 +133,7 @@ def render_card(
     made = [item for item in facts.transformed if item.digests.keys() & set(recipe.sources)]
     merged = {*recipe.sources, *(name for item in made for name in item.of)}
     parents = [parent for parent in facts.parents if parent.id in merged]
-    license_name, license_note = common_license(parents)
+    licence = licence_of(parents)
     front: dict[str, Any] = {
         "base_model": list(dict.fromkeys(n for p in parents for n in p.public_names)),
         "base_model_relation": "merge",
@@ -146,15 +144,14 @@ def render_card(
     if adapter is not None:
         front |= adapter.front()
         reproduce = adapter.reproduce(weights_digest, facts.scored_digest)
-    if license_name:
-        front["license"] = license_name
+    front |= licence.front()
     sections = [
         f"---\n{_yaml(front)}---",
         f"# {_line(facts.title)}",
         f"A merge made with evomerge {evomerge.__version__}, method `{recipe.operator}`.",
         "" if adapter is None else adapter.section(),
         score_section(facts.scores, facts.n_candidates, facts.n_tested),
-        _parents(parents, made, license_note),
+        _parents(parents, made, licence.sentence()),
         _lineage(facts),
         _coefficients(recipe, space),
         _recipe(recipe),
@@ -164,39 +161,14 @@ def render_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def common_license(parents: Sequence[ParentModel]) -> tuple[str | None, str]:
-    """Return the licence all parents state in their README front matter, and a sentence on it.
-
-    None when a parent states none, when they differ, or when it is the catch-all "other".
-    """
+def licence_of(parents: Sequence[ParentModel]) -> MergedLicence:
+    """Return what the licences of parents, and of adapters on them, come to."""
     stated: dict[str, str | None] = {}
     for parent in parents:
-        stated[parent.id] = _license_of(parent.path)
+        stated[parent.id] = stated_licence(parent.path)
         if parent.lora is not None:
-            stated[f"{parent.id} (adapter)"] = _license_of(parent.lora_path)
-    found = set(stated.values())
-    if len(found) == 1 and not found & {None, "other", "unknown"}:
-        return found.pop(), ""
-    listed = "; ".join(f"{_line(name)}: {text or 'not stated'}" for name, text in stated.items())
-    return None, (
-        f"No licence is given, because the parents do not agree on one ({listed}). "
-        "Work out which terms apply before publishing."
-    )
-
-
-def _license_of(folder: Path | None) -> str | None:
-    if folder is None or not (folder / "README.md").is_file():
-        return None
-    try:
-        with contained_file(folder, "README.md").open("rb") as file:
-            text = file.read(_MAX_README_BYTES).decode("utf-8", errors="replace")
-        found = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-        front = yaml.safe_load(found.group(1)) if found else None
-    except (OSError, SourceError, yaml.YAMLError, ValueError, RecursionError):
-        return None  # a card that cannot be read states no licence
-    value = front.get("license") if isinstance(front, dict) else None
-    is_id = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9.+_-]{1,64}", value)
-    return value.lower() if isinstance(value, str) and is_id else None
+            stated[f"{parent.id} (adapter)"] = stated_licence(parent.lora_path)
+    return merged_licence(stated)
 
 
 def hub_name(path: str) -> tuple[str, str | None]:
@@ -226,7 +198,7 @@ def _parents(parents: Sequence[ParentModel], made: Sequence[Computed], note: str
         at = f" @ {parent.revision}" if parent.revision else ""
         lines.append(f"| {_cell(parent.id)} | {_cell(names + at)} | `{parent.digest or '?'}` |")
     lines += [row for item in made for row in item.rows()]
-    return "\n".join([*lines, *(["", note] if note else [])])
+    return "\n".join([*lines, "", note])
 
 
 def _lineage(facts: CardFacts) -> str:

@@ -19,7 +19,7 @@ class Gain:
         value: Difference of the scores.
         interval: Its paired 95 % bootstrap interval.
         p: Chance of such a gain if there were none, Holm-adjusted over the models compared.
-        on: "held-out" or "validation".
+        on: "test" or "validation".
     """
 
     over: str
@@ -72,12 +72,12 @@ def score_section(rows: Sequence[ScoreRow], n_candidates: int | None, n_tested: 
     Args:
         rows: One per objective.
         n_candidates: How many candidates the search scored; None without a search.
-        n_tested: How many of them were ever scored on the held-out examples.
+        n_tested: How many of them were ever scored on the test examples.
     """
     if not rows:
         return ""
     is_validated = any(row.validation is not None for row in rows)
-    heads = ["search", *(["validation"] if is_validated else []), "held-out"]
+    heads = ["search", *(["validation"] if is_validated else []), "test"]
     lines = [
         "## Scores",
         "",
@@ -135,13 +135,13 @@ def _selection(rows: Sequence[ScoreRow], n_candidates: int, n_tested: int) -> st
         "The best of many noisy scores is too high on average, the more so the fewer the examples. "
     )
     if any(row.held_out is not None for row in rows):
-        text += "The held-out examples were not used by the search; trust that column."
+        text += "The test examples chose nothing; trust that column."
         if n_tested > 1:
             text += f" They have been looked at for {n_tested} candidates of the run."
     elif is_validated:
         text += "It was not measured on test examples that nothing was chosen by."
     else:
-        text += "It was not measured on held-out examples: expect less than the table says."
+        text += "It was not measured on test examples: expect less than the table says."
     return text
 
 

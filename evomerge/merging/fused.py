@@ -7,8 +7,9 @@ given, one rounding at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ _PER_THREAD = 1 << 20
 _CPU_PASS, _GPU_PASS = 1 << 17, 1 << 26
 
 Array = np.ndarray[Any, Any]
+# Arrays that stand for the dtypes that kernels take: they get bfloat16 as its bits.
+_LIKE: Mapping[torch.dtype, Array] = MappingProxyType(
+    {torch.bfloat16: np.empty(0, np.uint16), torch.float32: np.empty(0, np.float32)}
+)
 # ((weight, tensor) pairs, out) -> whether the result is known to be finite; see `weighted_sum`
 WeightedSum = Callable[[Sequence[tuple[float, Tensor]], Tensor], bool]
 
@@ -103,20 +108,39 @@ def weighted_sum(
     Returns:
         Whether the result is known to be finite; False when it is not or was not looked at.
     """
-    sources, target = kernel_arrays([tensor for _, tensor in terms], least), as_array(out)
-    if sources is None or target is None:
+    like, out_like = _LIKE.get(terms[0][1].dtype) if terms else None, _LIKE.get(out.dtype)
+    fits = len(terms) <= MAX_SOURCES and out.numel() >= max(least, 1)
+    if like is None or out_like is None or not fits or not _are_flat([t for _, t in terms], out):
         torch_weighted_sum(terms, out)
         return False
     from evomerge.merging.kernels import compiled
 
     coefficients = tuple([np.float32(weight) for weight, _ in terms])
+    target, places = out.data_ptr(), [tensor.data_ptr() for _, tensor in terms]
 
     def part(start: int, stop: int) -> bool:
-        slices = tuple([source[start:stop] for source in sources])
-        finite: bool = compiled.weighted_sum(target[start:stop], slices, coefficients)
+        skipped = start * like.itemsize
+        finite: bool = compiled.weighted_sum(
+            target + start * out_like.itemsize,
+            tuple([place + skipped for place in places]),
+            coefficients,
+            stop - start,
+            out_like,
+            like,
+        )
         return finite
 
-    return in_threads(part, target.size)
+    return in_threads(part, out.numel())
+
+
+def _are_flat(sources: Sequence[Tensor], out: Tensor) -> bool:
+    """Return whether kernels can take the addresses: one dtype, in this memory, without gaps."""
+    dtype = sources[0].dtype
+    return (
+        out.is_cpu
+        and out.is_contiguous()
+        and all([t.dtype == dtype and t.is_cpu and t.is_contiguous() for t in sources])
+    )
 
 
 def torch_weighted_sum(terms: Sequence[tuple[float, Tensor]], out: Tensor) -> None:

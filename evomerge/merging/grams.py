@@ -10,7 +10,7 @@ Shape letters: K sources, B blocks, R rows, n elements.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -260,10 +260,18 @@ def change_basis(gram: FloatArray, space: ModelSpace, sources: tuple[str, ...]) 
     Returns:
         (J, J) float64 over (r_0, r_1 - r_0, …) of `sources`.
     """
-    chosen = [space.sources.index(name) for name in sources]
-    if chosen[0] == 0:
+    if sources[0] == space.sources[0]:
+        chosen = [space.sources.index(name) for name in sources]
         return np.ascontiguousarray(gram[np.ix_(chosen, chosen)])
-    rows = np.zeros((len(chosen), len(space.sources)))
+    rows = _basis_rows(space.sources, sources)
+    return rows @ gram @ rows.T
+
+
+@lru_cache(maxsize=64)
+def _basis_rows(old: tuple[str, ...], new: tuple[str, ...]) -> FloatArray:
+    """Return (J, K) the vectors (r_0, r_1 - r_0, …) over the basis (s_0, s_1 - s_0, …)."""
+    chosen = [old.index(name) for name in new]
+    rows = np.zeros((len(chosen), len(old)))
     for row, source in enumerate(chosen):
         if source:
             rows[row, source] = 1.0
@@ -271,4 +279,5 @@ def change_basis(gram: FloatArray, space: ModelSpace, sources: tuple[str, ...]) 
             rows[row] -= rows[0]
     # Every r_k holds s_0 once, so it stays in r_0 and cancels in the differences.
     rows[0, 0] = 1.0
-    return rows @ gram @ rows.T
+    rows.flags.writeable = False
+    return rows

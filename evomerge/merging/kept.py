@@ -257,7 +257,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     target = as_array(out)
     if arrays is None or target is None:
         return False
-    from evomerge.merging.kernels import compiled
+    from evomerge.merging.kernels.kept import kept_sum
 
     base, ordered, are_deltas = arrays
     chosen = [keeps[k] for k in numbers.order]
@@ -268,7 +268,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
         if any(part is None or part.dtype != torch.uint16 for part in found):
             return False  # rows too long for two bytes, or whole task vectors among the dropped
         places = tuple(part.numpy() for part in found if part is not None)
-    kernel = compiled.kept_sum(
+    kernel = kept_sum(
         is_random=any(keep.key is not None for keep in chosen),
         is_ranked=is_ranked,
         inverts=is_ranked and chosen[0].inverts,
@@ -291,7 +291,8 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     arguments = (
         chosen[0].chances,
         floats(numbers.votes),
-        floats(numbers.directions),
+        # What flips the sign of a task vector whose vote is turned.
+        tuple([np.uint32((numbers.directions[k] < 0.0) << 31) for k in numbers.order]),
         floats(numbers.weights),
         floats(numbers.shares),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -59,8 +60,9 @@ class Nlerp(OperatorDefaults):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
-        self._shares()
+        self._shares  # noqa: B018  (refuses weights that cancel)
 
+    @cached_property
     def _shares(self) -> tuple[float, ...]:
         return normalized(self.weights, operator="nlerp") if self.normalize else self.weights
 
@@ -73,7 +75,7 @@ class Nlerp(OperatorDefaults):
 
     def _coefficients(self, points: FloatArray) -> list[float]:
         """Return (E,) factors of the points with this (E, E) Gram matrix."""
-        shares = self._shares()
+        shares = self._shares
         if self.compat == "mergekit" and len(shares) == 1:
             return [1.0]
         if sum(share != 0.0 for share in shares) == 1:

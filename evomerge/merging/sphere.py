@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -92,11 +93,19 @@ def points_gram(tensors: TensorInputs, *, is_delta: bool) -> FloatArray:
     if is_delta:
         return gram[1:, 1:]
     n_experts, n_sources = len(tensors.experts), len(tensors.sources)
+    rows = _point_rows(n_experts, n_sources)
+    points: FloatArray = rows @ gram @ rows.T
+    return points
+
+
+@lru_cache(maxsize=64)
+def _point_rows(n_experts: int, n_sources: int) -> FloatArray:
+    """Return (E, K) the experts' tensors over the basis of a Gram matrix."""
     # theta_k = s_0 + (s_k - s_0); without a base s_0 is the first expert itself.
     rows = np.eye(n_experts, n_sources, k=n_sources - n_experts)
     rows[:, 0] = 1.0
-    points: FloatArray = rows @ gram @ rows.T
-    return points
+    rows.flags.writeable = False
+    return rows
 
 
 def sum_of_points(tensors: TensorInputs, weights: Sequence[float], *, is_delta: bool) -> Tensor:

@@ -104,7 +104,7 @@ def _run_facts(
 ) -> dict[str, Any]:
     front = results.front()
     return {
-        "run": str(results.folder.path),
+        "run": results.folder.where,
         "algorithm": results.config.algorithm["name"],
         "cost": results.done,
         "seconds": read_timing(results.folder.events).total,

@@ -38,8 +38,8 @@ def report_data(results: RunResults) -> dict[str, Any]:
     mapped = list(dict.fromkeys([row["candidate"] for row in picked["picks"]] + scored.front_ids))
     return {
         "run": results.config.name,
-        "folder": str(results.folder.path),
-        "command": f"evomerge export {shlex.quote(str(results.folder.path))}",
+        "folder": results.folder.where,
+        "command": f"evomerge export {shlex.quote(results.folder.where)}",
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "objectives": [
             {

@@ -14,17 +14,11 @@ MAX_TEXT = 600  # characters of one error
 
 def failures(scored: Scored, timing: Timing) -> dict[str, Any]:
     """Return failed candidates grouped by their error, and lines about lost workers."""
-    groups: dict[str, list[int]] = {}
-    for event in scored.results.told:
-        if "error" in event:
-            candidate_id = int(event["id"])
-            text = str(event["error"]).removeprefix(f"candidate {candidate_id}: ")
-            groups.setdefault(text[:MAX_TEXT], []).append(candidate_id)
-    kinds = sorted(groups.items(), key=lambda item: -len(item[1]))
+    kinds = list(scored.results.failures().items())
     return {
-        "total": sum(map(len, groups.values())),
+        "total": scored.results.n_failed,
         "kinds": [
-            {"error": text, "count": len(ids), "candidates": ids[:MAX_IDS]}
+            {"error": text[:MAX_TEXT], "count": len(ids), "candidates": ids[:MAX_IDS]}
             for text, ids in kinds[:MAX_KINDS]
         ],
         "kinds_left_out": max(0, len(kinds) - MAX_KINDS),

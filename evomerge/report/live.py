@@ -19,7 +19,6 @@ from evomerge.report.data import report_data
 from evomerge.report.page import render
 from evomerge.report.validation import validation_stamp
 from evomerge.storage.journal_follower import JournalFollower
-from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.run_store import RunFolder
 
 HOST = "127.0.0.1"
@@ -49,8 +48,9 @@ class Follower:
             started = time.monotonic()
             if started < self._not_before:
                 return self._version, self._data
+            self._folder.refresh()
             self._journal.poll()
-            state = "driven" if is_driven(self._folder.path) else "still"
+            state = "driven" if self._folder.is_driven() else "still"
             validated = validation_stamp(self._folder)
             version = f"{self._journal.chain}-{state}-{validated}"
             if version != self._version:

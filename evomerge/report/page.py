@@ -18,7 +18,7 @@ from typing import Any
 
 from evomerge.errors import PreflightError
 
-_SCRIPTS = ("core.js", "front.js", "parts.js", "app.js")
+_SCRIPTS = ("core.js", "front.js", "parallel.js", "parts.js", "app.js")
 
 
 def render(data: Mapping[str, Any], *, live: str = "") -> str:

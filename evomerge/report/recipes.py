@@ -5,19 +5,16 @@ Shapes: G groups of tensors.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
+from evomerge.config.recipe_columns import group_labels, labelled_columns, merged_tensors
 from evomerge.config.results import RunResults
 from evomerge.core.arrays import FloatArray
-from evomerge.core.grouping import assign_groups
-from evomerge.core.recipe import SEGMENTS, Recipe
-from evomerge.errors import ConfigError, RunError
+from evomerge.core.recipe import Recipe
 from evomerge.report.niches import spread
 from evomerge.report.numbers import short
-from evomerge.storage.run_store import RunFolder
 
 MAX_VALUES = 250_000  # numbers in all coefficient maps together: about 2 MB
 MAX_ROWS = 400  # groups of one map; of more, an even sample
@@ -37,7 +34,7 @@ def recipes(results: RunResults, ids: list[int], mapped: list[int]) -> dict[str,
         `maps`: id -> group labels' key, column labels and (G, columns) values;
         `labels`: key -> (G,) labels. Late ids are left out when there would be too much.
     """
-    names = _merged_tensors(results.folder)
+    names = merged_tensors(results.folder)
     labels: dict[str, list[str]] = {}
     summaries: dict[str, Any] = {}
     maps: dict[str, Any] = {}
@@ -56,7 +53,7 @@ def recipes(results: RunResults, ids: list[int], mapped: list[int]) -> dict[str,
                 continue
             key = f"{recipe.grouping}/{recipe.n_groups}"
             if key not in labels:
-                full = _group_labels(recipe, names)
+                full = group_labels(recipe, names)
                 labels[key] = [full[i] for i in shown]
             maps[str(candidate_id)] = {
                 "labels": key,
@@ -73,16 +70,7 @@ def _recipe(results: RunResults, candidate_id: int) -> Recipe:
 
 def _columns(recipe: Recipe) -> list[tuple[str, FloatArray]]:
     """Return (label, (G,) values) of every parameter, one per source where it has several."""
-    found: list[tuple[str, FloatArray]] = []
-    for name, value in recipe.params.items():
-        if value.ndim == 1:
-            found.append((name, value))
-            continue
-        sources = recipe.sources[len(recipe.sources) - value.shape[1] :]
-        for index in range(value.shape[1]):
-            of = sources[index] if index < len(sources) else str(index)
-            found.append((f"{name}: {of}", value[:, index]))
-    return found
+    return [(label, values) for _, label, values in labelled_columns(recipe, ": ")]
 
 
 def _summary(recipe: Recipe, columns: list[tuple[str, FloatArray]]) -> dict[str, Any]:
@@ -103,26 +91,3 @@ def _summary(recipe: Recipe, columns: list[tuple[str, FloatArray]]) -> dict[str,
             for label, values in columns
         ],
     }
-
-
-def _group_labels(recipe: Recipe, names: list[str]) -> list[str]:
-    """Return (G,) labels; numbers where the run does not say which tensors are merged."""
-    n_groups = recipe.n_groups
-    if recipe.grouping == SEGMENTS:
-        return [f"segment {i}" for i in range(n_groups)]
-    try:
-        found, _ = assign_groups(recipe.grouping, names)
-    except ConfigError:  # written by a later version, or by hand
-        found = ()
-    return list(found) if len(found) == n_groups else [f"group {i}" for i in range(n_groups)]
-
-
-def _merged_tensors(folder: RunFolder) -> list[str]:
-    """Return the tensors that are merged, in their frozen order; [] without a manifest."""
-    if not folder.manifest.is_file():
-        return []
-    try:
-        tensors = json.loads(folder.manifest.read_bytes())["tensors"]
-        return [str(n) for n, path in tensors.items() if not str(path).startswith("copied")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{folder.manifest}: cannot be read: {error}") from None

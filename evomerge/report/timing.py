@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from evomerge.errors import RunError
+from evomerge.storage.event_lines import parse_loss, parse_machine, parse_result
 
-_RESULT = re.compile(
-    r"^\S+Z candidate (\d+) (?:scored|failed) worker=(\S+) attempt=\d+ seconds=([0-9.]+)"
-)
-_LOST = re.compile(r"^(\S+Z) (candidate \d+: attempt \d+ lost on .*|worker \S+ died .*)$")
-_MACHINE = re.compile(r"^\S+Z machine (.*)$")
 MAX_LOST = 200  # lines about lost attempts and workers that a report shows
 
 
@@ -66,10 +61,10 @@ def read_timing(log: Path) -> Timing:
 
 
 def _take(timing: Timing, line: str) -> None:
-    if found := _RESULT.match(line):
-        timing.seconds[int(found[1])] = float(found[3])
-        timing.by_worker[found[2]] = timing.by_worker.get(found[2], 0) + 1
-    elif (found := _LOST.match(line)) and len(timing.lost) < MAX_LOST:
-        timing.lost.append(f"{found[1]} {found[2]}")
-    elif (found := _MACHINE.match(line)) and found[1] not in timing.machines:
-        timing.machines.append(found[1])
+    if result := parse_result(line):
+        timing.seconds[result.candidate] = result.seconds
+        timing.by_worker[result.worker] = timing.by_worker.get(result.worker, 0) + 1
+    elif (loss := parse_loss(line)) and len(timing.lost) < MAX_LOST:
+        timing.lost.append(loss)
+    elif (machine := parse_machine(line)) and machine.text not in timing.machines:
+        timing.machines.append(machine.text)

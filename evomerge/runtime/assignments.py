@@ -15,10 +15,12 @@ from itertools import takewhile
 from typing import Any
 
 from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.runtime.placement_plan import WorkerShape
 from evomerge.search.ports import Outcome
 
 # How often a worker process is started in a row without becoming ready.
 BUILD_ATTEMPTS = 4
+_ONE_CPU = WorkerShape(1.0, 0.0)
 
 
 @dataclass(eq=False)
@@ -27,6 +29,7 @@ class Seat:
 
     Attributes:
         number: Place among the workers.
+        shape: What its process reserves.
         starts: Processes started so far; part of the worker's name.
         failed_builds: Starts in a row that did not become ready.
         has_refused: Whether the factory has raised here.
@@ -34,9 +37,12 @@ class Seat:
         actor: Handle of the process, None while there is none.
         is_ready: Whether the process has built its worker.
         since: Clock reading of the start of the process.
+        node: Id of the node that the process is on, "" where it is not known.
+        is_leaving: Whether the seat ends with what it scores now.
     """
 
     number: int
+    shape: WorkerShape = _ONE_CPU
     starts: int = 0
     failed_builds: int = 0
     has_refused: bool = False
@@ -44,11 +50,14 @@ class Seat:
     actor: Any = None
     is_ready: bool = False
     since: float = 0.0
+    node: str = ""
+    is_leaving: bool = False
 
     @property
     def may_start(self) -> bool:
         """Whether the seat is empty and not given up."""
-        return self.actor is None and self.failed_builds < BUILD_ATTEMPTS
+        is_open = self.actor is None and not self.is_leaving
+        return is_open and self.failed_builds < BUILD_ATTEMPTS
 
     @property
     def name(self) -> str:
@@ -154,6 +163,13 @@ class Assignments:
         error = f"no result after {attempts}: {reason}"
         seconds = self._clock() - assignment.started
         return [Outcome(Evaluation(candidate, error=error), seconds, worker, attempt, detail)]
+
+    def give_back(self, worker: str, reason: str) -> None:
+        """Take a candidate away from a worker that cannot help it; costs it no attempt."""
+        assignment = self._running.pop(worker, None)
+        if assignment is not None:
+            self._note(f"candidate {assignment.candidate.id}: taken from {worker}: {reason}")
+            self._queue.appendleft(assignment.candidate)
 
     def overdue(self) -> list[str]:
         """Return the workers whose deadline has passed."""

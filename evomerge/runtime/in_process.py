@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from evomerge.core.candidate import Candidate
-from evomerge.runtime.worker import CandidateScorer
+from evomerge.runtime.worker import CandidateScorer, Worker
 from evomerge.search.ports import Outcome
 
 
@@ -41,4 +41,6 @@ class InProcessExecutor:
         return ids
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """End what the worker runs beside itself."""
+        if isinstance(self._worker, Worker):
+            self._worker.close()

@@ -78,7 +78,7 @@ class LayerWorker(Worker):
         """
         super().__init__(merge_inputs, subjects, evaluators, device=device, name=name)
         self._layers = layers
-        self._runners = [self._runner(subject) for subject in self._subjects]
+        self._runners = [self._runner(subject) for subject in subjects]
         # Content digest of a tensor, its factor included -> what WeightsDigest says of it.
         self._contents: dict[str, str] = {}
 

@@ -1,38 +1,33 @@
-"""RayPool: candidates on Ray actors, one at a time each. Only this and `ray_jobs` import Ray.
+"""RayPool: candidates on Ray actors, one at a time each.
 
 Ray starts processes, reserves GPUs and says when a process is gone; everything that decides
 which candidate runs where, and how often, is in this process: Ray neither restarts actors nor
 retries calls. The loop makes no call to Ray's control store, which blocks when its host is
-down. Recipes go out and scores come back; weights are read from disk by every worker.
+down; a `ClusterWatch` asks it in a thread of its own. Recipes go out and scores come back; weights
+are read from disk by every worker.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.core.candidate import Candidate
 from evomerge.errors import ExecutorError
 from evomerge.runtime.assignments import Assignments, Seat
-from evomerge.runtime.cluster_environment import (
-    LOOPBACK_ONLY,
-    START_ONE,
-    Surroundings,
-    exposed_token,
-    guarded,
-    is_loopback,
-    local_surroundings,
-    remote_surroundings,
-    require_cluster,
-)
+from evomerge.runtime.cluster_environment import exposed_token
+from evomerge.runtime.cluster_watch import ClusterWatch, Planner, Sight
 from evomerge.runtime.placement import worker_environment
-from evomerge.runtime.scorer_actor import Reply, ScorerActor, outcome_of
+from evomerge.runtime.placement_plan import ModelNeed, Wishes, WorkerShape, plan_workers
+from evomerge.runtime.ray_cluster import Cluster, PlacedActor, RayNodes, node_strategy
+from evomerge.runtime.scorer_actor import Reply, outcome_of
+from evomerge.runtime.seat_changes import seat_changes
 from evomerge.search.ports import Outcome
 
 if TYPE_CHECKING:
@@ -42,123 +37,6 @@ SLOW_SECONDS = 60.0  # a worker that is not ready by then is mentioned in events
 FETCH_SECONDS = 10.0  # for results that Ray already holds; their node may die meanwhile
 # One call at a time, and nothing is repeated behind our back.
 ONCE = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
-OBJECT_STORE_BYTES = 100 * 2**20  # nothing large goes there; Ray's default: 30 % of the memory
-
-
-class Cluster:
-    """A connection to Ray, and the cluster itself when it was started here."""
-
-    def __init__(self, address: str | None, n_cpus: int, *, insecure: bool = False) -> None:
-        """Start a cluster on this machine (address None) or join one; see `require_cluster`.
-
-        An initialised Ray is used as it is and left running by `close`.
-
-        Raises:
-            ExecutorError: The cluster cannot be started or reached, or is open to anyone.
-        """
-        self._surroundings: Surroundings | None = None
-        self._is_local = address is None
-        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-            return
-        if address is not None:
-            address = _resolved(address)
-            surroundings = remote_surroundings(is_open=require_cluster(address, insecure=insecure))
-        else:
-            surroundings = local_surroundings()
-        try:
-            self._connect(address or "local", n_cpus, surroundings)
-        except BaseException:
-            surroundings.restore()
-            _adjust_ray(loopback_only=False, quiet=False)
-            raise
-        self._surroundings = surroundings
-
-    def _connect(self, address: str, n_cpus: int, surroundings: Surroundings) -> None:
-        import ray
-
-        _adjust_ray(loopback_only=self._is_local, quiet=True)
-        local: dict[str, Any] = {
-            "num_cpus": n_cpus,
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "_temp_dir": surroundings.ray_folder,
-        }
-        try:
-            with guarded():
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    **(local if self._is_local else {}),
-                )
-        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            ray.shutdown()
-            where = "started on this machine" if self._is_local else f"joined at {address}"
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ExecutorError(f"no Ray cluster could be {where}: {reason}") from error
-
-    def gpus_per_worker(self) -> float:
-        """Return 1 when the cluster has GPUs, else 0."""
-        import ray
-
-        return 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
-
-    def require_alive(self) -> None:
-        """Raise when a cluster started here has lost its main processes; asks only the OS.
-
-        Workers go on for a while then, but none can be started, and Ray ends this process
-        without an exception a minute after its control store has died.
-        """
-        if self._surroundings is None or not self._is_local:
-            return
-        import ray
-
-        for kind, process in ray._private.worker._global_node.dead_processes():
-            if kind in ("raylet", "gcs_server"):
-                raise ExecutorError(
-                    f"the private Ray cluster broke down: its {kind} ended with code "
-                    f"{process.returncode}. Nothing that was told is lost; resume the run"
-                )
-
-    def close(self) -> None:
-        """Disconnect; ends the cluster when it was started here."""
-        if self._surroundings is None:
-            return
-        import ray
-
-        ray.shutdown()
-        self._surroundings.restore()
-        self._surroundings = None
-        _adjust_ray(loopback_only=False, quiet=False)
-
-
-def _resolved(address: str) -> str:
-    """Return HOST:PORT of the cluster this machine is part of ("auto"); or as Ray will use it."""
-    if address != "auto" and not is_loopback(address):
-        return address
-    import ray
-
-    try:
-        found = ray._private.services.canonicalize_bootstrap_address(address)
-    except (OSError, ValueError) as error:
-        raise ExecutorError(f"no Ray cluster at {address}: {error}. {START_ONE}") from None
-    if found is None:
-        raise ExecutorError(f"no Ray cluster runs on this machine. {START_ONE}")
-    return str(found)
-
-
-def _adjust_ray(*, loopback_only: bool, quiet: bool) -> None:
-    """Set what Ray has no public setting for; it reads the environment when it is imported.
-
-    Quiet: the deaths of workers are not printed on this process's stdout, where results go.
-    """
-    import ray
-
-    inherited = os.environ.get(LOOPBACK_ONLY, "1") in ("1", "true", "True")
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = inherited and not loopback_only
-    ray._private.worker._worker_logs_enabled = not quiet
-    ray._raylet.Config.initialize("")
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 class RayPool:
@@ -176,6 +54,7 @@ class RayPool:
         timeout_seconds: float,
         note: Callable[[str], None],
         insecure: bool = False,
+        planner: Planner | None = None,
     ) -> None:
         """Connect and start the workers; returns before they are ready.
 
@@ -191,9 +70,12 @@ class RayPool:
             timeout_seconds: Deadline of one attempt, from the moment a worker gets it.
             note: Writes a line to events.log.
             insecure: Join a cluster on other machines even if it has no authentication.
+            planner: On a running cluster: nodes -> workers, asked again whenever nodes join or
+                leave; None: `workers` of one kind, wherever there is room.
 
         Raises:
             ExecutorError: The cluster cannot be used, or the factory cannot be sent.
+            PlacementError: The planner finds no place for a single worker.
         """
         try:
             self._factory = pickle.dumps(factory)
@@ -207,21 +89,31 @@ class RayPool:
         n_cpus = max(1, math.ceil(workers * cpus_per_worker))
         self._cluster = Cluster(address, n_cpus, insecure=insecure)
         gpus = self._cluster.gpus_per_worker() if gpus_per_worker is None else gpus_per_worker
-        self._environment = worker_environment(gpus)
-        self._reservation = {"num_cpus": cpus_per_worker, "num_gpus": gpus}
+        wishes = Wishes(workers, gpus, cpus_per_worker)
         if address is not None and (token := exposed_token()):
             note(f"other users can read the Ray token: chmod 600 {token}")
-        self._seats = [Seat(number) for number in range(workers)]
+        self._seats: list[Seat] = []
+        self._n_seats = 0  # ever made
         self._idle: deque[Seat] = deque()
         self._pending: dict[Any, Seat] = {}  # object ref -> seat that will fill it
         self._by_name: dict[str, Seat] = {}
         self._was_ready = False
         self._is_closed = False
+        self._watch: ClusterWatch | None = None
+        alone = Sight((WorkerShape(cpus_per_worker, gpus),) * workers, frozenset(), frozenset())
         try:
+            if address is not None:
+                planner = planner or partial(plan_workers, need=ModelNeed(0, 0), wishes=wishes)
+                self._watch = ClusterWatch(RayNodes(), planner, note=note)
+            self._sight = self._watch.latest if self._watch is not None else alone
+            self._seat_workers()
             self._start_workers()
         except ValueError as error:  # such as 1.5 GPUs
             self.close()
-            raise ExecutorError(f"Ray refuses a worker with {self._reservation}: {error}") from None
+            raise ExecutorError(f"Ray refuses a worker with {alone.shapes[0]}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
 
     # ------------------------------------------------------------------- port
 
@@ -241,6 +133,7 @@ class RayPool:
         outcomes: list[Outcome] = []
         until = time.monotonic() + timeout
         while len(self._assignments):
+            self._follow_cluster()
             self._start_workers()
             self._dispatch()
             for ref in self._finished_calls(until):
@@ -264,6 +157,8 @@ class RayPool:
         self._is_closed = True
         for seat in self._seats:
             self._end(seat)
+        if self._watch is not None:
+            self._watch.stop()
         self._cluster.close()
 
     # ------------------------------------------------------------------ calls
@@ -308,7 +203,10 @@ class RayPool:
         if not seat.is_ready:
             self._built(seat, reply)
             return []
-        self._idle.append(seat)
+        if seat.is_leaving:
+            self._end(seat)
+        else:
+            self._idle.append(seat)
         if reply.error is not None:
             return self._assignments.lose(seat.name, reply.error, reply.detail)
         assignment = self._assignments.finish(seat.name)
@@ -324,6 +222,35 @@ class RayPool:
 
     # ---------------------------------------------------------------- workers
 
+    def _follow_cluster(self) -> None:
+        """Take in what the watch has seen: nodes that joined, left or are about to leave."""
+        if self._watch is None or self._watch.latest is self._sight:
+            return
+        self._sight = self._watch.latest
+        for seat in self._seats:
+            if seat.node in self._sight.draining and not seat.is_leaving:
+                seat.is_leaving = True
+                is_busy = seat.is_ready and seat not in self._idle
+                self._note(
+                    f"worker {seat.name}: its node is about to go; it "
+                    + ("finishes what it scores" if is_busy else "ends")
+                )
+                if not is_busy:
+                    self._end(seat)
+        self._seat_workers()
+
+    def _seat_workers(self) -> None:
+        """Make the seats those that there should be, as far as that disturbs no one at work."""
+        missing, idle = seat_changes(self._seats, self._sight.shapes)
+        for seat in idle:
+            seat.is_leaving = True
+            self._end(seat)
+        # Busy or hung ones stay until they are heard of.
+        self._seats = [seat for seat in self._seats if seat.actor or not seat.is_leaving]
+        for shape in missing:
+            self._seats.append(Seat(self._n_seats, shape))
+            self._n_seats += 1
+
     def _start_workers(self) -> None:
         import ray
 
@@ -332,8 +259,14 @@ class RayPool:
             if seat.may_start and now >= seat.not_before:
                 seat.starts += 1
                 seat.since = now
-                actor_class = ray.remote(ScorerActor).options(**ONCE, **self._reservation)
-                seat.actor = actor_class.remote(self._environment)
+                shape = seat.shape
+                actor_class = ray.remote(PlacedActor).options(
+                    num_cpus=shape.cpus,
+                    num_gpus=shape.gpus,
+                    scheduling_strategy=node_strategy(shape.node),
+                    **ONCE,
+                )
+                seat.actor = actor_class.remote(worker_environment(shape.gpus))
                 self._by_name[seat.name] = seat
                 self._pending[seat.actor.build.remote(self._factory, seat.name, sys.path)] = seat
             elif seat.actor is not None and not seat.is_ready and seat.since < now - SLOW_SECONDS:
@@ -348,11 +281,22 @@ class RayPool:
             self._build_failed(seat, reply.error, reply.detail)
             return
         seat.failed_builds, seat.is_ready, self._was_ready = 0, True, True
-        self._idle.append(seat)
+        seat.node = reply.value
+        if reply.detail:
+            self._note(f"worker {seat.name}: {reply.detail}")
+        if seat.node in self._sight.draining:
+            seat.is_leaving = True
+            self._end(seat)
+        else:
+            self._idle.append(seat)
 
     def _worker_lost(self, seat: Seat, detail: str) -> list[Outcome]:
         if not seat.is_ready:
             self._build_failed(seat, None, detail)
+            return []
+        if seat.is_leaving:  # with its node, as announced
+            self._assignments.give_back(seat.name, "its node has gone")
+            self._end(seat)
             return []
         outcomes = self._assignments.lose(seat.name, "worker died", detail)
         self._end(seat)
@@ -387,6 +331,7 @@ class RayPool:
             self._note(f"worker {seat.name}: could not be ended: {error}")
         seat.actor = None
         seat.is_ready = False
+        seat.node = ""
 
 
 def _is_known_dead(actor: Any) -> bool:

@@ -33,7 +33,7 @@ class Reply:
     Attributes:
         value: What the call returned; None when it failed.
         error: One line that says why it failed.
-        detail: Traceback of the failure.
+        detail: Traceback of the failure; of a worker that was built: what is worth a note.
         unavailable: Why no candidate can be scored any more, which ends the run; "" otherwise.
     """
 
@@ -64,7 +64,7 @@ class ScorerActor:
             self._scorer = pickle.loads(factory)(name)
         except Exception as error:
             return _failure(error)
-        return Reply()
+        return Reply(detail="\n".join(getattr(self._scorer, "notes", ())))
 
     def evaluate(self, candidate: Candidate) -> Reply:
         """Score one candidate; the value is what the outcome holds beside the candidate."""

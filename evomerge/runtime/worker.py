@@ -26,12 +26,14 @@ from evomerge.evaluation.http_client import Meter, usage_text
 from evomerge.evaluation.sanity import watched_outputs
 from evomerge.evaluation.served_subject import ServedModel
 from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.vllm_subject import VllmSubject
 from evomerge.evaluation.vote import Answer, answers_of
 from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import materialize
 from evomerge.merging.plan import build_operators, tensor_keys
 from evomerge.merging.source import TensorSource
 from evomerge.merging.weights_digest import WeightsDigest
+from evomerge.runtime.canary import Canary
 from evomerge.runtime.placement import release_memory
 from evomerge.runtime.spot_check import check_resident
 from evomerge.search.ports import Outcome
@@ -78,7 +80,7 @@ class Worker:
     def __init__(
         self,
         merge_inputs: MergeInputs,
-        subjects: Sequence[Subject],
+        subjects: Sequence[Subject | VllmSubject],
         evaluators: Mapping[str, tuple[Evaluator, Any]],
         *,
         device: str,
@@ -94,27 +96,41 @@ class Worker:
         self._meters += [e.meter for e, _ in self._evaluators.values() if hasattr(e, "meter")]
         self._device = device
         self.name = name
+        self.notes: tuple[str, ...] = ()  # what events.log should say about how it was built
         self.memory: ScoreMemory | None = None  # set it to have scores of other runs taken over
+        self._canary: Canary | None = None
         self._n_recalled = 0  # scores of the candidate in hand that came from `memory`
         self._digest = WeightsDigest()
         # Of each resident model: tensor -> key of the value it holds.
         self._resident: list[dict[str, object]] = [{} for _ in self._subjects]
+
+    def watch(self, every: int) -> None:
+        """Look at the base model again after every so many candidates; see `runtime.canary`."""
+        self._canary = Canary(self._inputs.space, self._evaluators, self.install, every=every)
+
+    def close(self) -> None:
+        """End the engines of this worker; nothing can be scored afterwards."""
+        for subject in self._subjects:
+            if isinstance(subject, VllmSubject):
+                subject.close()
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Merge, install, score; a failure becomes an evaluation with an error.
 
         Raises:
             ExecutorError: The device is in a state that only a new process can leave, a resident
-                model is not what its recipe says, or a server that scores cannot be used: none
-                is the candidate's fault.
+                model is not what its recipe says, a server that scores cannot be used, or the
+                canary died: none is the candidate's fault.
         """
         started = time.perf_counter()
         detail, is_transient = "", False
         self._n_recalled = 0
-        scored: list[Subject | ServedModel] = [*self._subjects, *self._served]
+        scored: list[Subject | VllmSubject | ServedModel] = [*self._subjects, *self._served]
         for subject in scored:
             subject.name = f"candidate {candidate.id}"  # in messages
         try:
+            if self._canary is not None:
+                self._canary.look(candidate.id)
             weights = self.install(candidate.recipe)
             self._check_resident(candidate.recipe)
             scores = self._scores_of(weights, candidate.examples)
@@ -182,7 +198,7 @@ class Worker:
                 self._inputs.space,
                 self._inputs.sources,
                 self._inputs.derived,
-                held=subject.destinations(),
+                held=subject.held(),
                 installed=resident,
                 device=self._device,
                 name=subject.name,
@@ -251,7 +267,7 @@ class Worker:
         return found
 
 
-def _watched(subject: Subject | ServedModel) -> AbstractContextManager[None]:
+def _watched(subject: Subject | VllmSubject | ServedModel) -> AbstractContextManager[None]:
     """Return what checks the outputs of a model that is here."""
     if isinstance(subject, Subject):
         return watched_outputs(subject.model, subject.name)

@@ -281,6 +281,7 @@ class SearchLoop:
     def _drain(self, executor: Executor) -> None:
         """Let running evaluations finish; queued ones stay asked and are scored on resume."""
         in_flight = set(self.waiting) - set(executor.withdraw())
+        self.log.note(f"draining; {len(in_flight - set(self._ready))} evaluations are running")
         self._fill(None)
         while in_flight - set(self._ready):
             self._collect(executor)

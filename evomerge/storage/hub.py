@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge.errors import SourceError, nearest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
+_ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 # Subfolders hold other formats, and `consolidated` the same weights once more.
 _IGNORED = ("*/*", "consolidated*")
 

@@ -7,9 +7,39 @@ import json
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.storage.lease import LEASE_SECONDS
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who took a run's lease last.
+
+    Attributes:
+        host: Name of the machine.
+        pid: Process there.
+    """
+
+    host: str
+    pid: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this machine."""
+        return self.host == socket.gethostname()
+
+
+def lease_holder(folder: Path) -> Holder | None:
+    """Return who took the lease of the run in `folder` last, alive or not; None if unreadable."""
+    try:
+        body = json.loads((folder / "lease.json").read_bytes())
+        host, pid = body["host"], body["pid"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_sound = isinstance(host, str) and type(pid) is int and pid > 0
+    return Holder(host, pid) if is_sound else None
 
 
 def is_driven(folder: Path) -> bool:

@@ -38,6 +38,9 @@ from evomerge.storage.atomic import sync_folder, write_atomically
 from evomerge.storage.journal import JournalWriter, read_journal
 from evomerge.storage.journal_events import check_events
 from evomerge.storage.lease import Lease
+from evomerge.storage.lease_probe import is_driven
+from evomerge.storage.mirror import Mirror
+from evomerge.storage.remote_run import RemoteRun
 from evomerge.storage.score_log import ScoreLog, row_digest
 
 FRONT_SECONDS = 1.0
@@ -63,9 +66,15 @@ def explained(path: Path) -> Iterator[None]:
 class RunFolder:
     """Names and read-only access; any number of readers may look while a driver writes."""
 
-    def __init__(self, path: Path) -> None:
-        """Args: path: the run folder; need not exist yet."""
+    def __init__(self, path: Path, remote: RemoteRun | None = None) -> None:
+        """Name a run; nothing is looked up.
+
+        Args:
+            path: The run folder; need not exist yet.
+            remote: The run in an object store whose working folder that is.
+        """
         self.path = path
+        self.remote = remote
         self.config = path / "config.yaml"
         self.sources = path / "sources.json"
         self.derived = path / "derived.npz"
@@ -77,6 +86,42 @@ class RunFolder:
         self.events = path / "events.log"
         self.arrived = path / "arrived"
         self.exports = path / "exports"
+
+    @property
+    def where(self) -> str:
+        """What a user calls the run by: its URL in an object store, or its folder."""
+        return str(self.path) if self.remote is None else self.remote.url
+
+    @property
+    def place(self) -> Path | str:
+        """Where a worker in another working directory or on another machine finds the run."""
+        return self.path.resolve() if self.remote is None else self.remote.url
+
+    def refresh(self) -> None:
+        """Bring the folder of a run in an object store up to date.
+
+        Raises:
+            RunError: The store cannot be reached, or an object is damaged.
+        """
+        if self.remote is not None:
+            self.remote.pull()
+
+    def is_driven(self) -> bool:
+        """Return whether a driver, on this machine or another, is writing the run; only reads."""
+        return is_driven(self.path) if self.remote is None else self.remote.is_driven()
+
+    def take_lease(self) -> Lease | Mirror:
+        """Return the right to write the run.
+
+        Raises:
+            RunLockedError: Another driver has it.
+        """
+        return Lease(self.path) if self.remote is None else Mirror(self.remote)
+
+    def published(self, path: Path) -> None:
+        """Put a file of the folder, written without the lease, where the run is kept."""
+        if self.remote is not None:
+            self.remote.put_file(path.name)
 
     def exists(self) -> bool:
         """Return whether there is a run here."""
@@ -111,6 +156,9 @@ class RunFolder:
         Raises:
             RunError: Something is already there, or the folder cannot be written.
         """
+        if self.remote is not None:
+            self.remote.create(files)
+            return
         is_vacant = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
         if not is_vacant or not self.path.name:  # "." cannot be put in place in one step
             raise RunError(f"{self.path}: exists and is not an evomerge run; choose another folder")
@@ -235,7 +283,7 @@ class RunStore:
         self._last_publish = 0.0
         folder.refuse_links()
         with explained(folder.path), ExitStack() as opened:
-            self.lease = Lease(folder.path)
+            self.lease = folder.take_lease()
             opened.callback(self.lease.release)
             # Parked by an earlier process or a warm start.
             self._parked = {

@@ -1,15 +1,25 @@
-"""What `check` says about a config that is fine."""
+"""What `check` says about a config: facts, then findings with what to do."""
 
-from evomerge.cli.check import megabytes
+import json
+import shutil
 
 
-def test_warnings_come_last_and_sizes_make_sense(place, evomerge):
+def test_findings_are_sorted_by_how_bad_they_are_and_say_what_to_do(place, evomerge):
     place.write()
-    said = evomerge("check", "c.yaml").out.splitlines()
-    marks = [line[0] for line in said]
-    assert marks == sorted(marks, key="!".__eq__)
+    done = evomerge("check", "c.yaml")
+    said = done.out.splitlines()
+    marks = [line[0] for line in said if not line.startswith(" ")]
+    assert marks == sorted(marks, key="✓!✗".index)
+    assert done.code == 0
     assert "!" in marks
-    assert "✓ under 1 MB per worker, 1 worker" in said
+    for number, line in enumerate(said):
+        if line.startswith("!"):
+            assert said[number + 1].startswith("  → ")
+    memory = next(line for line in said if line.startswith("✓ memory: "))
+    assert " per worker, 1 worker; this machine has " in memory
+    assert "✓ examples: up 12 search; down 12 search" in said
+    assert "! licence: none can be stated, for" in done.out
+    assert "✓ dry run: up: base scores " in done.out
 
 
 def test_more_workers_are_counted_and_a_short_look_ahead_is_pointed_out(place, evomerge):
@@ -18,9 +28,28 @@ def test_more_workers_are_counted_and_a_short_look_ahead_is_pointed_out(place, e
     place.write()
     said = evomerge("check", "c.yaml").out
     assert "per worker, 8 workers" in said
-    assert "! search.look_ahead is 3: at most 3 of 8 workers will be busy" in said
+    assert "! workers: search.look_ahead is 3: at most 3 of 8 workers will be busy" in said
 
 
-def test_megabytes_of_large_models_are_round():
-    assert megabytes(15 * 2**30) == "about 15,360 MB"
-    assert megabytes(2**20 - 1) == "under 1 MB"
+def test_a_copy_of_the_base_fails_the_check_and_is_in_the_json(place, evomerge):
+    shutil.copytree(place.model("base"), place.model("y"), dirs_exist_ok=True)
+    place.write()
+    done = evomerge("check", "c.yaml", "--json", "--no-dry-run")
+    facts = json.loads(done.out)
+    (found,) = [item for item in facts["findings"] if item["mark"] == "✗"]
+    assert done.code == 3
+    assert "'y' holds the same weights as the base 'base'" in found["text"]
+    assert found["remedy"]
+    assert facts["lineage"]["experts"]["y"]["cosine"] > 0.999
+    assert facts["licence"]["merged"] is None
+    assert not [item for item in facts["findings"] if item["topic"] == "dry run"]
+
+
+def test_an_evaluator_that_fails_fails_the_check(place, evomerge):
+    place.put("tasks.0.evaluator.function", "tiny_scorer:fails")
+    place.put("tasks.0.evaluator.arguments", {"n": 12})
+    place.write()
+    done = evomerge("check", "c.yaml")
+    assert done.code == 3
+    assert "✗ dry run: up: " in done.out
+    assert "this evaluator always fails" in done.out

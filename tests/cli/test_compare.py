@@ -40,15 +40,20 @@ def test_two_runs_side_by_side(place, evomerge, other):
     ]  # fmt: skip
     assert evomerge("compare", "tiny", "other", "--json").out == done.out, "the same every time"
     text = evomerge("compare", "tiny", "other").out
-    assert "hypervolume over cost" in text
-    assert "95 % interval" in text
+    assert "hypervolume, over one reference point for both" in text
+    assert "after 1.5 evaluations" in text
+    assert "tiny minus other, with paired 95 % intervals" in text
 
 
 def test_a_run_is_no_better_than_itself(place, evomerge):
     shutil.copytree(place.run, place.folder / "copy")
     facts = json.loads(evomerge("compare", "tiny", "copy", "--json").out)
     assert {(d["difference"], d["low"], d["high"]) for d in facts["differences"]} == {(0, 0, 0)}
-    assert "no clear winner" in evomerge("compare", "tiny", "copy").out
+    said = evomerge("compare", "tiny", "copy").out
+    assert said.count("the same on every example") == 4
+    shutil.copytree(place.run, place.folder / "elsewhere" / "tiny")
+    said = evomerge("compare", "tiny", "elsewhere/tiny").out
+    assert "populations/tiny minus elsewhere/tiny" in said, "names that tell them apart"
 
 
 @pytest.mark.parametrize(

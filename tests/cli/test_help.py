@@ -14,7 +14,7 @@ from evomerge.cli.main import app
 
 VERBS = ("search", "resume", "status", "front", "export", "ask", "merge", "check", "prepare",
          "quickstart", "repair", "report", "serve", "init", "plan", "schema", "compare", "replay",
-         "gc", "validate", "submit", "logs", "stop")  # fmt: skip
+         "gc", "validate", "watch", "submit", "logs", "stop", "track", "optuna")  # fmt: skip
 HEAVY = ("torch", "ray", "numpy", "transformers", "pandas", "pydantic", "matplotlib", "nevergrad",
          "optuna", "safetensors", "sklearn")  # fmt: skip
 PROBE = """
@@ -41,7 +41,7 @@ def test_help_works(arguments, evomerge):
 
 @pytest.mark.parametrize("verb", [
     "search", "resume", "export", "ask", "prepare", "report", "repair", "check", "front", "init",
-    "plan", "schema", "compare", "replay", "gc", "submit", "logs", "stop",
+    "plan", "schema", "compare", "replay", "gc", "watch", "submit", "logs", "stop",
 ])  # fmt: skip
 def test_help_shows_an_example_that_parses(verb, evomerge):
     text = " ".join(evomerge(verb, "--help").out.split())
@@ -59,7 +59,7 @@ def test_help_of_the_program_says_how_to_begin_and_what_exit_codes_mean(evomerge
 
 
 @pytest.mark.parametrize(
-    "verb", ["init", "plan", "schema", "compare", "replay", "gc", "submit", "logs", "stop"]
+    "verb", ["init", "plan", "schema", "compare", "replay", "gc", "watch", "submit", "logs", "stop"]
 )
 def test_help_says_what_exit_codes_mean(verb, evomerge):
     assert "Exit codes: 0 " in " ".join(evomerge(verb, "--help").out.split())

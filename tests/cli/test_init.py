@@ -36,7 +36,11 @@ def test_options_become_a_commented_config(evomerge):
         "--task", "math.jsonl", "--task", "choice.jsonl", "--task", "arc_easy",
         "--evaluations", 60, "--out", "configs/first.yaml",
     )  # fmt: skip
-    assert (done.code, done.err, done.out) == (0, "", "config -> configs/first.yaml\n")
+    assert (done.code, done.err, done.out) == (
+        0,
+        "",
+        "config -> configs/first.yaml\nnext: evomerge check configs/first.yaml\n",
+    )
     text = Path("configs/first.yaml").read_text()
     assert text.count("# ") >= 7
     config = yaml.safe_load(text)
@@ -112,7 +116,10 @@ def test_conversion_says_in_file_and_on_stderr_what_is_different(evomerge):
     Path("e.yml").write_text(EVOLVE)
     convert = ("init", "--from-mergekit-evolve", "e.yml", "--layers", 32)
     done = evomerge(*convert, "--out", "new.yaml")
-    assert (done.code, done.out) == (0, "config -> new.yaml\n")
+    assert (done.code, done.out) == (
+        0,
+        "config -> new.yaml\nnext: evomerge check new.yaml\n",
+    )
     text = Path("new.yaml").read_text()
     said = [line.removeprefix("! ") for line in done.messages]
     comments = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))

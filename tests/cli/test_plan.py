@@ -54,7 +54,7 @@ def test_people_read_it_and_nothing_is_created(place, evomerge):
     assert tree(place.folder) == before
     starts = [line.split()[0] for line in done.out.splitlines()]
     assert starts == [
-        "per", "before", "budget", "disk", "noise", "noise", "detect", "detect", "half", "half",
+        "per", "before", "budget", "disk", "noise", "noise", "detect", "detect", "half", "half", "next",
     ]  # fmt: skip
     assert "6 evaluations in" in done.out
     assert "80 % power, 95 % confidence" in done.out

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evomerge.cli.progress import Progress, best_of, describe
+from evomerge.cli.progress import Progress, describe
 from evomerge.search.loop import LoopPlan
 from tests.search.fakes import ShuffledExecutor, make_loop
 
@@ -42,15 +42,13 @@ def test_the_last_line_comes_once_and_has_everything(capsys):
     assert [line["done"] for line in lines] == [12]
 
 
-def test_best_names_candidate_and_value_and_progress_shows_the_same():
+def test_the_best_values_are_those_of_everything_scored():
     loop = make_loop(evaluations=12)
-    assert best_of(loop) == {}
+    assert Progress(loop, "r", as_json=True).facts()["best"] == {}
     loop.run(ShuffledExecutor(0))
     values = loop.population.objectives()
-    best = best_of(loop)
-    assert [best[name]["value"] for name in ("a", "b")] == values.max(axis=0).tolist()
-    facts = Progress(loop, "r", as_json=True).facts()
-    assert facts["best"] == {name: item["value"] for name, item in best.items()}
+    best = Progress(loop, "r", as_json=True).facts()["best"]
+    assert [best[name] for name in ("a", "b")] == values.max(axis=0).tolist()
 
 
 class Gone:

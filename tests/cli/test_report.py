@@ -51,7 +51,7 @@ def test_options_that_contradict_each_other(arguments, says, place, evomerge):
 def test_what_cannot_be_reported_or_written(place, evomerge):
     assert_one_line(evomerge("report", "tinny", "--out", "x.html"), 3, ("Did you mean 'tiny'?",))
     done = evomerge("report", "tiny", "--out", "no/such/folder/x.html")
-    assert_one_line(done, 3, ("cannot be written",), "RunError")
+    assert_one_line(done, 3, ("there is no folder no/such/folder",), "RunError")
     (place.run / "journal.jsonl").unlink()
     done = evomerge("report", "tiny", "--out", "x.html")
     assert_one_line(done, 3, ("nothing was evaluated yet",), "RunError")

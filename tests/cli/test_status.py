@@ -91,3 +91,13 @@ def test_the_last_line_of_a_race_names_candidates_and_their_cost():
     assert closing_line(summary) == "r: 1512 evaluations, front of 3; best a 0.5000"
     raced = closing_line(summary | {"cost": 150.1})
     assert raced == "r: 1512 candidates raced at the cost of 150.1, front of 3; best a 0.5000"
+
+
+def test_what_a_stop_cut_off_is_not_in_flight(place, evomerge, status):
+    rechained(lambda events: events.__delitem__(slice(3, None)))(place)  # two asked, none told
+    facts = status("tiny")
+    assert (facts["state"], facts["in_flight"], facts["unfinished"]) == ("interrupted", 0, 2)
+    said = evomerge("status", "tiny").out
+    assert "0 (2 cut off by the stop are scored again on resume)" in said
+    assert evomerge("resume", "tiny").code == 0
+    assert (status("tiny")["in_flight"], status("tiny")["unfinished"]) == (0, 0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evomerge.runtime.ray_pool import Cluster
+from evomerge.runtime.ray_cluster import Cluster
 
 
 @pytest.fixture(scope="session")

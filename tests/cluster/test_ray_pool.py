@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from evomerge.errors import ExecutorError
-from evomerge.runtime.ray_pool import Cluster, RayPool
+from evomerge.runtime.ray_cluster import Cluster
+from evomerge.runtime.ray_pool import RayPool
 from evomerge.search.ports import Outcome
 from tests.cluster import scorers
 from tests.cluster.scorers import DIES, ERRS, HANGS, NO_SERVER, RAISES, candidate

@@ -39,7 +39,14 @@ def stand_in(config):
 
 def test_there_are_examples():
     names = {"digits", "llm_two_experts", "llm_transforms", "llm_choice", "ray_cluster"}
-    names |= {"evo_merging_api", "llm_lm_eval", "llm_gsm8k_mgsm", "lora_population", "map_vits"}
+    names |= {
+        "evo_merging_api",
+        "llm_lm_eval",
+        "llm_gsm8k_mgsm",
+        "lora_population",
+        "map_vits",
+        "llm_vllm",
+    }
     assert names <= {path.stem for path in FILES}
 
 

@@ -1,4 +1,4 @@
-"""Held-out examples that the search scores as well are refused."""
+"""Test examples that the search scores as well are refused."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def test_examples_of_another_task_are_searched_on_too(tasks):
 
 
 def test_a_copy_of_an_example_in_another_file_is_refused(tasks):
-    with pytest.raises(ConfigError, match=r"1 held-out examples .* search of task 't', such as n"):
+    with pytest.raises(ConfigError, match=r"1 test examples .* search of task 't', such as n"):
         tasks(CHOICE, {"examples": "shuffled.jsonl"})
 
 

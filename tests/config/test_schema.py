@@ -47,7 +47,7 @@ def test_a_dumped_config_parses_to_itself():
 def test_replay_part_leaves_out_what_may_change():
     used = body(transforms=["tsv_m"], constraints=[{"task": "t", "at_least": 0.5}], racing="paired")
     part = parse_config(used, "c.yaml").replay_part()
-    assert set(RunConfig.model_fields) - set(part) == {"name", "budget", "runtime"}
+    assert set(RunConfig.model_fields) - set(part) == {"name", "budget", "runtime", "trackers"}
 
 
 def test_replay_part_leaves_out_how_a_server_is_reached():

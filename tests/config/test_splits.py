@@ -104,12 +104,12 @@ def test_held_out_beside_splits_is_the_test_set(build):
         (
             [("e.jsonl", {"splits": {"search": 0.5, "validation": 0.5},
                           "held_out": {"examples": "backwards.jsonl"}})],
-            r"held-out examples of task 't0' are also in",
+            r"test examples of task 't0' are also in",
         ),
         # another task that searches on all of the same examples
         (
             [("e.jsonl", {"splits": {"search": 0.5, "test": 0.5}}), ("backwards.jsonl", {})],
-            r"held-out examples of task 't0' are also in the search of task 't1'",
+            r"test examples of task 't0' are also in the search of task 't1'",
         ),
         # the same examples under other shares
         (

@@ -29,6 +29,13 @@ def test_the_knee_of_a_hollow_front_is_an_extreme():
     assert pick(hollow, NAMES, "knee") == [1]
 
 
+@pytest.mark.parametrize("spec", ["knee", "weights:a=1,b=1"])
+def test_of_two_candidates_the_better_on_the_whole_is_the_compromise(spec):
+    # Normalised they are (0, 1) and (1, 0): a specialist of no use elsewhere, and a real merge.
+    front = ParetoFront.of([2, 12], np.array([[0.0, 0.92], [0.58, 0.86]]))
+    assert pick(front, ("a", "b"), spec) == [12]
+
+
 def test_the_knee_of_three_objectives_gives_up_least():
     corner = ParetoFront.of([1, 2, 3, 4], np.vstack([np.eye(3), [[0.8, 0.8, 0.8]]]))
     assert pick(corner, ("a", "b", "c"), "knee") == [4]

@@ -18,12 +18,11 @@ def told(candidate_id: int, error: str | None = None) -> Evaluation:
     return Evaluation(Candidate(candidate_id, RECIPE), error=error)
 
 
-def test_an_empty_population_has_shapes_and_no_best():
+def test_an_empty_population_has_shapes():
     population = Population(3)
     assert len(population) == 0
     assert population.objectives().shape == (0, 3)
     assert population.candidate_ids.shape == (0,)
-    assert population.best(2) is None
 
 
 def test_candidates_stay_in_the_order_they_were_told():
@@ -35,16 +34,6 @@ def test_candidates_stay_in_the_order_they_were_told():
         population.add(told(int(candidate)), row)
     np.testing.assert_array_equal(population.objectives(), values)
     np.testing.assert_array_equal(population.candidate_ids, ids)
-    for m in range(2):
-        row = values[:, m].argmax()
-        assert population.best(m) == (ids[row], values[row, m])
-
-
-def test_the_first_of_equal_bests_is_kept():
-    population = Population(1)
-    for candidate in (5, 3, 9):
-        population.add(told(candidate), np.array([0.5]))
-    assert population.best(0) == (5, 0.5)
 
 
 def test_failures_are_counted_and_not_stored():
@@ -72,11 +61,9 @@ def test_views_cannot_be_written_to():
     assert population.objectives().tolist() == [[0.5], [0.7]]
 
 
-def test_bad_objective_numbers_are_refused():
+def test_a_population_needs_an_objective():
     with pytest.raises(ValueError, match="at least 1"):
         Population(0)
-    with pytest.raises(IndexError, match="objective 1 of 1"):
-        Population(1).best(1)
 
 
 def test_fifty_thousand_adds_take_seconds_at_most():

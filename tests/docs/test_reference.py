@@ -37,7 +37,7 @@ def test_keys_have_types_ranges_defaults_and_descriptions(text):
     row = next(line for line in text.splitlines() if line.startswith("| `gpus_per_worker`"))
     assert row == (
         "| `gpus_per_worker` | number |  | GPUs (or a fraction of one) each Ray worker reserves; "
-        "None: 1 where the cluster has GPUs, else 0. |"
+        "None: as many as the model needs, on nodes that have some; 0 where no node has. |"
     )
     assert "| -1 … 1.5 |" in text
     for section in (RunConfig, RuntimeConfig):

@@ -240,7 +240,7 @@ def test_classifiers_that_differ_are_left_out_and_each_task_brings_its_own(famil
     run, facts = rp.search(tmp_path / "work", body)
     assert set(facts["left_out"]) == {"classifier.weight", "classifier.bias"}
     said = rp.cli("check", tmp_path / "work" / "config.yaml").out
-    assert "left out of the merge: classifier.weight: shapes differ" in said
+    assert "2 left out of the merge\n  classifier.bias: shapes differ" in said
     founders = {e["origin"]: e["id"] for e in rp.journal(run) if e["kind"] == "asked"}
     told = {e["id"]: e["objectives"] for e in rp.journal(run) if e["kind"] == "told"}
     for number, name in enumerate(LABELS):
@@ -275,8 +275,9 @@ def test_a_base_without_a_classifier_takes_the_heads_of_its_fine_tunes(tmp_path)
     # The base has no pooler either: heads must bring it, and say so when they do not.
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps(body))
-    said = rp.cli("check", file).out
-    assert "left out of the merge: bert.pooler.dense.weight: only in 'x', 'y'" in said
+    said = rp.cli("check", file, expect=3).out
+    assert "bert.pooler.dense.weight: only in 'x', 'y'" in said
+    assert "✗ dry run: x: " in said, "the dry run meets what every candidate would"
     rp.cli("search", file, "--run", tmp_path / "failing", "--set", "budget.evaluations=2", expect=3)
     errors = [e["error"] for e in rp.journal(tmp_path / "failing") if e["kind"] == "told"]
     assert "bert.pooler.dense.bias" in errors[0]

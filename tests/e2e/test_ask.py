@@ -122,3 +122,19 @@ def test_too_many_layers_for_the_budget_are_refused_before_the_run(tiny_models, 
     assert done.returncode == 2
     assert "coefficients per objective" in done.stderr
     assert not (tmp_path / "populations").exists()
+
+
+def test_points_that_a_race_left_behind_are_counted(tiny_models, tmp_path):
+    tiny_models.write(
+        tmp_path / "c.yaml",
+        algorithm={"name": "amortized_pareto", "generations": 10},
+        racing={"name": "halving"},
+        merge={"name": "task_arithmetic"},
+        budget={"evaluations": 16},
+    )
+    assert evomerge("search", "c.yaml", cwd=tmp_path).returncode == 0
+    done = evomerge("ask", "tiny", "--weights", "up=1,down=1", "--json", cwd=tmp_path)
+    facts = json.loads(done.stdout)
+    assert 0 < facts["estimated"] < facts["fitted_to"]
+    said = evomerge("ask", "tiny", "--weights", "up=1,down=1", cwd=tmp_path).stdout
+    assert f"{facts['estimated']} of the {facts['fitted_to']} were left behind by a race" in said

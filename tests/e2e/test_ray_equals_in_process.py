@@ -13,6 +13,8 @@ def test_ordered_runs_in_process_and_on_ray_are_identical(tiny_models, tmp_path)
         tmp_path / "c.yaml",
         merge={"name": "linear", "normalize": False},
         algorithm={"name": "m2n2", "population_size": 6},
+        # Long enough for the second actor to begin before the first has done everything.
+        tasks=[tiny_models.task("up", 0.1, pause=0.15), tiny_models.task("down", -0.1)],
         budget={"evaluations": 40},
     )
     fronts = {}

@@ -1,15 +1,27 @@
 """Runs that share a ledger score nothing twice, and find what they would have found alone."""
 
+import importlib.util
+import json
 from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evomerge.config.schema import load_config
 from evomerge.config.session import Session, create_run
+from evomerge.config.shared_scores import SharedScores
 from evomerge.config.workers import build_worker
+from evomerge.errors import ConfigError
+from evomerge.evaluation.harness import LmEval
+from evomerge.evaluation.multiple_choice import MultipleChoice
+from evomerge.evaluation.packages import package_versions
+from evomerge.evaluation.part import Part
+from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.search.events import candidate_of
 from evomerge.storage.run_store import RunFolder
+from evomerge.storage.shared_ledger import SharedLedger
 
 
 @pytest.fixture
@@ -81,3 +93,46 @@ def test_workers_in_other_processes_share_as_well(search, tmp_path):
     part = worker.evaluate(replace(candidate, examples=np.array([0, 13, 20])))
     assert part.detail == "recalled=3"
     assert np.flatnonzero(~np.isnan(part.evaluation.flat_scores())).tolist() == [0, 13, 20]
+
+
+def test_another_tokenizer_shares_nothing(tmp_path):
+    """The same weights under another tokenizer file, chat template or package score anew."""
+    rows = [{"prompt": f"{i} and", "options": [" a", " b"], "gold": 0} for i in range(4)]
+    examples = tmp_path / "rows.jsonl"
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    donor = tmp_path / "donor"
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        donor.mkdir(exist_ok=True)
+        (donor / name).write_text("{}")
+    tasks = {"t": MultipleChoice(examples=examples)}
+
+    def scores(evaluators=tasks):
+        ledger = SharedLedger(tmp_path / "ledger")
+        return SharedScores(ledger, evaluators, donor=donor, device="cpu", threads=1)
+
+    scores().keep("ab" * 16, np.ones(4, np.float32))
+    assert scores().recall("ab" * 16).tolist() == [1.0] * 4
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (donor / name).write_text('{"changed": true}')
+        assert np.isnan(scores().recall("ab" * 16)).all()
+        (donor / name).write_text("{}")
+    assert scores().recall("ab" * 16).tolist() == [1.0] * 4
+
+
+def test_versions_of_what_a_task_uses_are_part_of_header_and_keys():
+    class Own:
+        packages = ("numpy", "pyyaml")
+
+    class InVllm:
+        engine = VllmEngine(name="vllm")
+
+    found = package_versions([Own(), Part(Own(), np.array([0]))])
+    assert found == {name: metadata.version(name) for name in ("numpy", "pyyaml")}
+    assert package_versions([MultipleChoice(examples=Path("x.jsonl"))]) == {}
+    assert LmEval.packages == ("datasets", "lm-eval")
+    Own.packages = ("no-such-package",)
+    with pytest.raises(ConfigError, match="evaluator Own needs the package no-such-package"):
+        package_versions([Own()])
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(ConfigError, match=r"pip install 'evomerge\[vllm\]'"):
+            package_versions([InVllm()])

@@ -107,7 +107,7 @@ def test_the_card_and_the_record_say_what_was_measured(run, installs, tmp_path):
     tested = [name for name, _ in installs[n:]].count("test")
     assert tested == len({chosen, *parents})
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "| objective | search score | n | validation score | n | held-out score | n |" in text
+    assert "| objective | search score | n | validation score | n | test score | n |" in text
     assert "search minus validation" in text
     assert "shrunken for the choice" in text
     assert "in two steps" in text
@@ -121,7 +121,7 @@ def test_the_card_and_the_record_say_what_was_measured(run, installs, tmp_path):
     assert low <= record[0]["held_out"] <= high
     assert done.held_out["up"] == pytest.approx(record[0]["held_out"])
     if chosen not in parents:
-        assert record[0]["gain"]["on"] == "held-out"
+        assert record[0]["gain"]["on"] == "test"
         assert "over the best parent" in text
     n = len(installs)
     Exporter(run).export(chosen, tmp_path / "again", verify=False)
@@ -166,6 +166,16 @@ def test_the_verb_prints_what_it_found(run):
     assert set(row["validation"]) == set(row["held_out"]) == {"up", "down"}
     assert "on the front of the validation scores" in plain.stdout
     assert "validated" not in plain.stderr, "nothing is scored twice"
+
+
+@pytest.mark.slow
+def test_an_export_says_once_that_it_chooses_on_validation(run):
+    done = evomerge("export", run.path, "--pick", "best:up", "--out", run.path.parent / "out")
+    assert done.returncode == 0, done.stderr
+    n = len(finalists(RunResults(run)))
+    said = [line for line in done.stderr.splitlines() if "finalist" in line]
+    assert said == [f"scoring {n} finalists on the validation examples, once for this run"]
+    assert "; test up " in done.stdout, "the words of the splits"
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from evomerge.errors import ConfigError, DataError, EvaluationError
-from evomerge.evaluation import exact_match, multiple_choice
 from evomerge.evaluation.classification import Classification
 from evomerge.evaluation.evaluator import evaluators
 from evomerge.evaluation.exact_match import ExactMatch
@@ -221,7 +220,7 @@ def test_multiple_choice_names_the_line_of_a_nan(tmp_path, llama, monkeypatch):
     path = jsonl(tmp_path / "d.jsonl", CHOICES)
     found = [np.zeros(len(row["options"])) for row in CHOICES]
     found[3][1] = np.nan
-    monkeypatch.setattr(multiple_choice, "choice_logprobs", lambda *_, **__: found)
+    monkeypatch.setattr(llama, "score_options", lambda *_, **__: found)
     with pytest.raises(EvaluationError, match=r"d.jsonl:4 is not finite"):
         MultipleChoice(examples=path).evaluate(llama)
 
@@ -254,7 +253,7 @@ def test_exact_match_finds_the_models_own_answers(tmp_path, llama):
 def test_patterns_extract_the_last_match(
     tmp_path, llama, monkeypatch, pattern, generated, reference, right
 ):
-    monkeypatch.setattr(exact_match, "generate", lambda *_, **__: [generated])
+    monkeypatch.setattr(llama, "continue_prompts", lambda *_, **__: [generated])
     path = jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "answer": reference}])
     scores = ExactMatch(examples=path, pattern=pattern).evaluate(llama)
     assert scores.tolist() == [float(right)]

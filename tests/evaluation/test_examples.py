@@ -41,6 +41,7 @@ BAD_ROWS = [
     (MultipleChoice, {}, GOOD | {"options": ["a"]}, r"at least two"),
     (MultipleChoice, {}, GOOD | {"options": ["a", ""]}, r"none of them empty"),
     (MultipleChoice, {}, GOOD | {"options": ["a", 3]}, r"expected a list of strings"),
+    (MultipleChoice, {}, without("gold"), r"'gold' is missing .*every row needs 'gold'"),
     (MultipleChoice, {}, GOOD | {"gold": 2}, r"'gold' is 2, expected an integer from 0 to 1"),
     (MultipleChoice, {}, GOOD | {"gold": "a"}, r"'gold' is 'a'"),
     (ExactMatch, {}, without("answer"), r"'answer' is missing"),

@@ -14,7 +14,7 @@ from evomerge.config.schema import ModelConfig
 from evomerge.config.workers import worker_of
 from evomerge.core.candidate import Candidate
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ConfigError, ExecutorError
+from evomerge.errors import ConfigError, ExecutorError, UnavailableError
 from evomerge.evaluation.endpoint import Endpoint
 from evomerge.evaluation.exact_match import ExactMatch
 from evomerge.evaluation.multiple_choice import MultipleChoice
@@ -195,3 +195,35 @@ def test_a_candidate_whose_adapter_cannot_be_loaded_fails_alone(models, vllm, tm
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         ServedCandidate(server=Server(url="http://host"), **settings)
+
+
+def test_a_candidate_answers_the_same_after_another_one_and_the_canary_lives(
+    models, vllm, tmp_path
+):
+    served, _ = workers(models, vllm, tmp_path)
+    served.watch(1)
+    found = [served.evaluate(Candidate(n, recipe(*w))).evaluation for n, w in enumerate(A_B_A)]
+    assert all(done.error is None for done in found)
+    assert np.array_equal(found[0].flat_scores(), found[2].flat_scores())
+    assert found[0].weights_digest == found[2].weights_digest != found[1].weights_digest
+
+
+A_B_A = ((0.3, 0.9), (-1, 2), (0.3, 0.9))
+
+
+def test_a_server_that_mixes_adapters_up_is_caught_by_the_canary(models, vllm, tmp_path):
+    served, _ = workers(models, vllm, tmp_path)
+    served.watch(2)
+    for number in range(2):
+        assert served.evaluate(Candidate(number, recipe(*A_B_A[number]))).evaluation.error is None
+    other = vllm.stand_in.loaded.copy()
+
+    class Mixed(dict):
+        """Every name is answered with the weights of the same old adapter."""
+
+        def __setitem__(self, name, source):
+            super().__setitem__(name, *other.values())
+
+    vllm.stand_in.loaded = Mixed(other)
+    with pytest.raises(UnavailableError, match="canary: model 'x' no longer says what it said"):
+        served.evaluate(Candidate(2, recipe(*A_B_A[2])))

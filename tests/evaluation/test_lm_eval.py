@@ -1,10 +1,12 @@
 """Tasks of lm-evaluation-harness: local files, no downloads, compared with the harness itself."""
 
+import itertools
 import json
 import logging
 import math
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ pytest.importorskip("accelerate")  # lm_eval's own engine
 
 from evomerge.config.schema import SplitsConfig
 from evomerge.config.splits import refuse_shared_examples, split_task
-from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.errors import ConfigError, DataError, EvaluationError, UnavailableError
+from evomerge.evaluation import harness_code
 from evomerge.evaluation.harness import LmEval
 from evomerge.testing import check_evaluator
 
@@ -326,7 +329,7 @@ def test_documents_are_split_and_those_that_prompts_show_are_no_test(tasks):
     )
     for evaluator in (plain, shots):
         parts = split_task("here", evaluator, SplitsConfig(search=0.5, test=0.5))
-        search, later = {"t": parts["search"]}, {"held-out": {"t": parts["test"]}}
+        search, later = {"t": parts["search"]}, {"test": {"t": parts["test"]}}
         if evaluator is plain:
             refuse_shared_examples(search, later)
         else:
@@ -426,22 +429,84 @@ def test_broken_tasks_are_data_errors(tmp_path):
         load("gone")
 
 
-def test_code_of_models_runs_only_when_that_is_confirmed(tmp_path):
-    (tmp_path / "trap.py").write_text("raise SystemExit('imported')\n")
-    write_task(
-        tmp_path,
-        LENGTH | {"task": "unsafe"},
-        rows(),
-        unsafe_code=True,
-        functions="process_results: !function trap.score\n",
-    )
-    with pytest.raises(ConfigError, match="set `confirm_run_unsafe_code: true`"):
-        LmEval(task="unsafe", include_path=tmp_path, metric="noise").n_examples()
-    (tmp_path / "trap.py").write_text(CODE)
-    allowed = LmEval(
-        task="unsafe", include_path=tmp_path, metric="noise", confirm_run_unsafe_code=True
-    )
-    assert allowed.n_examples() == 10
+# As the harness's HumanEval and MBPP begin: the metric is loaded, and tried, at import.
+SANDBOXED = """
+import evaluate as hf_evaluate
+compute_ = hf_evaluate.load("code_eval")
+compute_.compute(references=["assert add(2, 3)==5"], predictions=[["def add(a,b): return a*b"]], k=[1])
+
+def pass_at_k(references, predictions, k=None):
+    return compute_.compute(references=references, predictions=predictions, k=[k])[0]
+
+def build(resps, docs):
+    return [[doc["program"] for _ in resp] for resp, doc in zip(resps, docs)]
+"""
+PASS = (
+    "metric_list:\n- metric: !function CODE.pass_at_k\n  aggregation: mean\n"
+    "  higher_is_better: true\n  k: 1\n"
+    "filter_list:\n- name: made\n  filter:\n  - function: custom\n"
+    "    filter_fn: !function CODE.build\n"
+)
+
+
+def unsafe_task(folder, name, code, docs):
+    (folder / f"{name}_code.py").write_text(code)
+    plain = {key: value for key, value in LENGTH.items() if key != "metric_list"}
+    body = plain | {"task": name, "doc_to_target": "assert answer() == 3"}
+    functions = PASS.replace("CODE", f"{name}_code")
+    write_task(folder, body, docs, unsafe_code=True, functions=functions)
+    return LmEval(task=name, include_path=folder, metric="pass@1", allow_code_execution=True)
+
+
+def test_code_of_models_runs_only_when_that_is_allowed(tmp_path):
+    evaluator = unsafe_task(tmp_path, "unsafe", "raise SystemExit('imported')\n", rows())
+    with pytest.raises(ConfigError, match="set `allow_code_execution: true`"):
+        replace(evaluator, allow_code_execution=False).n_examples()
+
+
+def test_code_of_models_runs_in_the_sandbox(tmp_path, llama, monkeypatch):
+    (tmp_path / "secret").write_text("3")
+    programs = [
+        "def answer(): return 3",
+        "def answer(): return 4",
+        f"def answer(): return int(open({str(tmp_path / 'secret')!r}).read())",
+        f"open({str(tmp_path / 'written')!r}, 'w').write('x')\ndef answer(): return 3",
+        "import socket\nsocket.create_connection(('127.0.0.1', 9), 1)\ndef answer(): return 3",
+        "while True: pass",
+    ]
+    docs = [row | {"program": program} for row, program in zip(rows(), programs, strict=False)]
+    evaluator = unsafe_task(tmp_path, "coded", SANDBOXED, docs)
+    try:
+        assert evaluator.n_examples() == len(programs)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    np.testing.assert_array_equal(evaluator.evaluate(llama), [1, 0, 0, 0, 0, 0])
+    assert not (tmp_path / "written").exists()
+    # Another evaluator of the same task: its module is loaded already.
+    assert replace(evaluator, limit=1).evaluate(llama).tolist() == [1]
+    import evaluate
+
+    assert "Sandboxed" not in repr(evaluate.load)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def pass_at_k(*_, **__): return 1\nbuild = pass_at_k\n", "a way of its own"),
+        ("import evaluate\nevaluate.load('other')\n", "loads the metric 'other' to run code"),
+    ],
+)
+def test_code_that_cannot_be_moved_into_the_sandbox_is_refused(tmp_path, code, message):
+    name = f"own{len(code)}"
+    with pytest.raises(ConfigError, match=message):
+        unsafe_task(tmp_path, name, code, rows()).n_examples()
+
+
+def test_pass_at_k_is_that_of_the_paper():
+    total, right = 5, 2
+    drawn = list(itertools.combinations([1] * right + [0] * (total - right), 3))
+    wanted = sum(any(programs) for programs in drawn) / len(drawn)
+    assert harness_code._pass_at(total, right, 3) == pytest.approx(wanted)
 
 
 def test_a_missing_extra_names_the_command(monkeypatch):

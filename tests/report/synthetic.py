@@ -129,7 +129,10 @@ def _config(plan: Plan, tasks: dict[str, int], path: Path):
             "models": [
                 {"name": name, "model": f"/models/{plan.word}/{name}"} for name in plan.experts
             ],
-            "merge": {"name": "task_arithmetic", "groups": "layer"},
+            "merge": {
+                "name": "task_arithmetic", "groups": "layer",
+                "weights": {"low": -0.2, "high": 1.0, "initial": 0.5},
+            },
             "algorithm": {"name": "nsga2", "note": plan.word},
             "tasks": [{"name": task, "evaluator": "perplexity"} for task in tasks],
             "objectives": [

@@ -86,6 +86,83 @@ def test_the_front_is_drawn_and_a_click_shows_the_candidate(report, browser):
         assert seen.complaints == []
 
 
+def drag_over_axis(page, axis, start, end):
+    """Drag a box over an axis of the parallel coordinates, from one height to another (0 to 1)."""
+    left, top, bottom, right = page.evaluate(
+        """([k, start, end]) => {
+            const plot = document.getElementById("parallel-plot");
+            plot.scrollIntoView({ block: "center" });
+            const box = plot.getBoundingClientRect();
+            const { xaxis, yaxis } = plot._fullLayout;
+            const x = (value) => box.left + xaxis._offset + xaxis.d2p(value);
+            const y = (value) => box.top + yaxis._offset + yaxis.d2p(value);
+            return [x(k - 0.15), y(start), y(end), x(k + 0.15)];
+        }""",
+        [axis, start, end],
+    )
+    page.mouse.move(left, top)
+    page.mouse.down()
+    page.mouse.move((left + right) / 2, (top + bottom) / 2)
+    page.mouse.move(right, bottom)
+    page.mouse.up()
+
+
+def test_brushes_keep_the_members_within_ranges_everywhere(report, browser):
+    with opened(browser, report) as seen:
+        seen.tab("front")
+        members = seen.page.locator("#members tbody tr")
+        total = members.count()
+        values = [float(text) for text in members.locator("td:nth-child(2)").all_inner_texts()]
+        drag_over_axis(seen.page, 0, 0.5, 1.05)
+        seen.page.locator("#brush-state:has-text('members kept')").wait_for()
+        middle = (min(values) + max(values)) / 2
+        kept = [value for value in values if value >= middle]
+        assert 0 < len(kept) < total
+        assert members.count() == len(kept)
+        assert seen.text("#brush-state").startswith(f"{len(kept)} of {total} members kept: maths ≥")
+        opacity = """() => document.getElementById("front-plot").data
+            .filter((t) => t.name === "front")[0].marker.opacity"""
+        assert seen.page.evaluate(opacity).count(1) == len(kept)
+        shapes = "document.getElementById('parallel-plot').layout.shapes.length"
+        assert seen.page.evaluate(shapes) == 1
+        drag_over_axis(seen.page, 1, -0.05, 0.3)  # a second brush narrows the first
+        seen.page.locator("#brush-state:has-text('; chat ≤')").wait_for()
+        assert members.count() <= len(kept)
+        seen.page.locator("#brush-clear").click()
+        assert members.count() == total
+        assert seen.page.evaluate(shapes) == 0
+        assert seen.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_brushes_can_be_typed(report, browser, width):
+    with opened(browser, report, width=width) as seen:
+        seen.tab("front")
+        members = seen.page.locator("#members tbody tr")
+        total = members.count()
+        values = [float(text) for text in members.locator("td:nth-child(3)").all_inner_texts()]
+        middle = sorted(values)[total // 2]
+        seen.page.locator("#brush-axis").select_option("chat")
+        seen.page.locator("#brush-high").fill(str(middle))
+        seen.page.keyboard.press("Tab")
+        assert members.count() == sum(value <= middle for value in values) < total
+        seen.page.locator("#members tbody button").first.click()
+        assert "members kept" in seen.text("#brush-state"), "a choice keeps the brush"
+        seen.page.locator("#brush-high").fill("")
+        seen.page.keyboard.press("Tab")
+        assert members.count() == total
+        assert not seen.page.evaluate(TOO_WIDE)
+        assert seen.complaints == []
+
+
+def test_no_button_offers_to_upload_the_run(report, browser):
+    with opened(browser, report) as seen:
+        for name in TABS:
+            seen.tab(name)
+        titles = """[...document.querySelectorAll(".modebar-btn")].map((b) => b.dataset.title)"""
+        assert not [text for text in seen.page.evaluate(titles) if "hare" in text or "loud" in text]
+
+
 def test_everything_can_be_done_with_the_keyboard(report, browser):
     with opened(browser, report) as seen:
         focused = "document.activeElement.id || document.activeElement.textContent"

@@ -150,3 +150,24 @@ def test_a_seat_that_failed_too_often_is_given_up() -> None:
     assert Seat(0, failed_builds=BUILD_ATTEMPTS - 1).may_start
     assert not Seat(0, failed_builds=BUILD_ATTEMPTS).may_start
     assert not Seat(0, actor=object()).may_start
+
+
+def test_a_candidate_that_is_given_back_is_next_and_has_lost_no_attempt(
+    assignments: Assignments, notes: list[str]
+) -> None:
+    first = candidate(0)
+    assignments.submit(first)
+    assignments.submit(candidate(1))
+    for worker in ("a", "b", "c"):  # more often than there are attempts
+        assignments.begin(worker)
+        assignments.give_back(worker, "its node has gone")
+    again = assignments.begin("d")
+    assert (again.candidate, again.attempt) == (first, 1)
+    assert notes[-1] == "candidate 0: taken from c: its node has gone"
+    assignments.give_back("e", "nothing was there")
+    assert len(assignments) == 2
+
+
+def test_a_seat_that_is_leaving_starts_no_process() -> None:
+    assert Seat(0).may_start
+    assert not Seat(0, is_leaving=True).may_start

@@ -48,6 +48,16 @@ def magnitude(_context: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def flipped(_context: Any, _value: Any, _bits: Any) -> Any:
+    """Return a float32 with some of its bits flipped."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.xor(builder.bitcast(args[0], _I32), args[1]), _FLOAT)
+
+    return types.float32(types.float32, types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def larger(_context: Any, a: Any, b: Any) -> Any:
     """Return the larger of two unsigned integers of one type, which numba would widen."""
 
@@ -90,6 +100,52 @@ def _to_bfloat16(_context: Any, _value: Any) -> Any:
         return builder.trunc(builder.lshr(result, ir.Constant(_I32, 16)), _I16)
 
     return types.uint16(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def two_bytes(_context: Any, array: Any, _byte: Any) -> Any:
+    """Return bytes b and b + 1 of an array as one uint16, at any alignment."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        start = builder.bitcast(data, ir.IntType(8).as_pointer())
+        place = builder.gep(start, [args[1]])
+        return builder.load(builder.bitcast(place, _I16.as_pointer()), align=1)
+
+    return types.uint16(array, types.uint64), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def stack(_context: Any, rows: Any, row_bytes: Any) -> Any:
+    """Return the address of len(rows) * row_bytes bytes on the stack, aligned to a cache line.
+
+    The compiler sees that nothing else points there, and makes no checks for overlaps.
+
+    Args:
+        rows: A tuple; only its length counts.
+        row_bytes: A constant.
+    """
+    n_bytes = len(rows) * row_bytes.literal_value
+
+    def generate(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        with builder.goto_entry_block():
+            place = builder.alloca(ir.ArrayType(ir.IntType(8), n_bytes))
+        place.align = 64
+        return builder.bitcast(place, ir.IntType(8).as_pointer())
+
+    return types.voidptr(rows, row_bytes), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def stored_at(_context: Any, address: Any, _i: Any, like: Any) -> Any:
+    """Return element i of an array at an address, of the dtype of `like`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        place = builder.gep(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
+        return builder.load(place, align=signature.return_type.bitwidth // 8)
+
+    return like.dtype(address, types.uint64, like), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ let drawn = new Set(); // tabs that show the present data, candidate and theme
 
 const tabs = [
   { id: "overview", fill: fillOverview },
-  { id: "front", fill: () => { frontAxes(); fillNotes(); drawFront(); fillMembers(); drawParallel(); } },
+  { id: "front", fill: () => { frontAxes(); findAxes(); fillNotes(); drawFront(); fillMembers(); drawParallel(); } },
   { id: "history", fill: () => { costOptions(); drawHistory(); } },
   { id: "niches", fill: drawNiches },
   { id: "lineage", fill: drawLineage },

@@ -101,7 +101,7 @@ function axis(title, more = {}) {
   };
 }
 
-/** Draw or redraw a plot; zoom stays as it is while `keep` is the same. */
+/** Draw or redraw a plot; zoom stays as it is while `keep` is the same. Return whether it is new. */
 function draw(id, traces, layout, keep = id) {
   const hasLegend = layout.showlegend !== false &&
     traces.filter((trace) => trace.type === "scatter" && trace.showlegend !== false).length > 1;
@@ -113,8 +113,8 @@ function draw(id, traces, layout, keep = id) {
     hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("text") } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("accent") },
   };
-  const config = { responsive: true, displaylogo: false, scrollZoom: false,
-    displayModeBar: isNarrow() ? false : "hover" };
+  const config = { responsive: true, displaylogo: false, scrollZoom: false, showSendToCloud: false,
+    displayModeBar: isNarrow() ? false : "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   const place = byId(id);
   const isNew = !place.classList.contains("js-plotly-plot");
   Plotly.react(place, traces, { ...base, ...layout }, config);
@@ -124,6 +124,7 @@ function draw(id, traces, layout, keep = id) {
       if (found !== undefined) choose(found);
     });
   }
+  return isNew;
 }
 
 // Pale or dark throughout, so that numbers in the page's own colour are readable on them.

@@ -1,4 +1,4 @@
-// The front: scatter plot, table of members, parallel coordinates.
+// The front: scatter plot and table of members; both show what the parallel coordinates keep.
 
 const NUMBER = "number"; // the axis that counts candidates
 
@@ -43,6 +43,7 @@ function drawFront() {
   const chosenRow = chosen === null ? undefined : rowOf().get(chosen);
   const edge = { color: colour("page"), width: 1 };
   const front = frontTrace("front", "front", { color: colour("front"), size: 9, line: edge }, x, y);
+  if (brushes.size) front.marker.opacity = front.customdata.map((id) => (isKept(id) ? 1 : 0.2));
   if (isStaircase) {
     front.mode = "lines+markers"; // the edge of what is dominated; members come by falling first objective
     front.line = { color: colour("front"), width: 1, shape: keyX === "0" ? "hv" : "vh" };
@@ -99,7 +100,7 @@ let order = { column: 1, falls: true };
 
 function fillMembers() {
   const shown = data.candidates;
-  const rows = shown.role.flatMap((role, row) => (role === "front" ? [row] : []));
+  const rows = shown.role.flatMap((role, row) => (role === "front" && isKept(shown.id[row]) ? [row] : []));
   const key = (row) => (order.column === 0 ? shown.id[row] : shown.objectives[order.column - 1][row]);
   rows.sort((a, b) => (order.falls ? key(b) - key(a) : key(a) - key(b)));
   const names = ["candidate", ...data.objectives.map((objective) => objective.name)];
@@ -130,94 +131,4 @@ function sortButton(name, index) {
     byId("members").querySelectorAll("th button")[index].focus();
   };
   return make("button", { type: "button", onclick: sort }, cut(name, 30) + mark);
-}
-
-// ------------------------------------------------------- parallel coordinates
-
-const MAX_LINES = 150;
-const BINS = 8;
-
-/** The objectives, and those coefficients' means that differ between members. */
-function dimensions(ids) {
-  const rows = rowOf();
-  const found = data.objectives.map((objective, m) => ({
-    name: objective.name, values: ids.map((id) => data.candidates.objectives[m][rows.get(id)]),
-  }));
-  const summaries = ids.map((id) => data.recipes.summaries[id]);
-  if (summaries.some((summary) => summary === undefined)) return found;
-  const labels = summaries[0].rows.map((row) => row[0]);
-  for (const [i, label] of labels.entries()) {
-    if (!summaries.every((summary) => summary.rows[i] && summary.rows[i][0] === label)) continue;
-    const values = summaries.map((summary) => summary.rows[i][1]);
-    if (new Set(values).size > 1 && found.length < 10) found.push({ name: `mean ${label}`, values });
-  }
-  return found;
-}
-
-function drawParallel() {
-  const all = data.candidates.id.filter((_, row) => data.candidates.role[row] === "front");
-  const ids = all.filter((_, i) => i % Math.ceil(all.length / MAX_LINES) === 0);
-  const axes = ids.length ? dimensions(ids) : [];
-  byId("parallel-plot").hidden = axes.length < 2;
-  byId("parallel-note").textContent = axes.length < 2
-    ? "Needs two objectives, or coefficients that differ."
-    : `One line for each of ${ids.length} members: objectives, then the means of the coefficients ` +
-      "over groups. Every axis runs from the lowest to the highest value on the front. " +
-      `The lighter the line, the higher ${cut(axes[0].name, 40)}.`;
-  if (axes.length < 2) return;
-  const unit = axes.map(({ values }) => {
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    return values.map((value) => (high > low ? (value - low) / (high - low) : 0.5));
-  });
-  const bin = (i) => Math.min(BINS - 1, Math.floor(unit[0][i] * BINS));
-  const traces = Array.from({ length: BINS }, (_, b) => lineTrace(ids, unit, axes, b, bin));
-  const at = ids.indexOf(chosen);
-  if (at >= 0) {
-    traces.push({ type: "scatter", mode: "lines+markers", x: axes.map((_, k) => k), hoverinfo: "skip",
-      y: unit.map((values) => values[at]), line: { color: colour("pick"), width: 4 }, showlegend: false });
-  }
-  draw("parallel-plot", traces, {
-    showlegend: false, margin: { l: 24, r: 24, t: 30, b: 90 },
-    xaxis: { tickvals: axes.map((_, k) => k), ticktext: axes.map(({ name }) => twoLines(name, axes.length)),
-      gridcolor: colour("line"), zeroline: false, range: [-0.2, axes.length - 0.8], automargin: true },
-    yaxis: { visible: false, range: [-0.12, 1.12] },
-    annotations: axes.flatMap(({ values }, k) => [
-      { x: k, y: 1.02, yanchor: "bottom", showarrow: false, text: show(Math.max(...values), 3) },
-      { x: k, y: -0.02, yanchor: "top", showarrow: false, text: show(Math.min(...values), 3) },
-    ]),
-  });
-}
-
-/** Return an axis label as wide as its share of the plot. */
-function twoLines(name, n) {
-  const most = Math.max(6, Math.floor(byId("parallel-plot").clientWidth / n / 8));
-  return name.split(": ").map((part) => plain(cut(part, most))).join(":<br>");
-}
-
-function lineTrace(ids, unit, axes, b, bin) {
-  const rows = rowOf();
-  const trace = { type: "scatter", mode: "lines+markers", x: [], y: [], customdata: [], text: [],
-    hoverinfo: "text", marker: { size: 4 }, line: { color: shade(b / (BINS - 1)), width: 1.2 } };
-  ids.forEach((id, i) => {
-    if (bin(i) !== b) return;
-    axes.forEach(({ name, values }, k) => {
-      trace.x.push(k);
-      trace.y.push(unit[k][i]);
-      trace.customdata.push(id);
-      trace.text.push(`${hoverText(rows.get(id))}<br>${plain(cut(name, 40))}: ${show(values[i])}`);
-    });
-    trace.x.push(null); trace.y.push(null); trace.customdata.push(null); trace.text.push("");
-  });
-  return trace;
-}
-
-/** Return a colour from dark violet to yellow-green, readable on both pages. */
-function shade(share) {
-  const stops = theme() === "dark"
-    ? [[122, 104, 214], [33, 170, 160], [240, 228, 66]]
-    : [[68, 1, 84], [33, 130, 140], [150, 170, 20]];
-  const at = Math.min(share * 2, 1.999);
-  const [from, to] = [stops[Math.floor(at)], stops[Math.floor(at) + 1]];
-  const mix = from.map((value, i) => Math.round(value + (to[i] - value) * (at % 1)));
-  return `rgb(${mix.join(",")})`;
 }

@@ -200,8 +200,10 @@ function drawValidation() {
   const rows = found.id.map((_, i) => i).filter((i) => later[i] !== null && search[i] !== null);
   const gap = rows.reduce((sum, i) => sum + search[i] - later[i], 0) / (rows.length || 1);
   byId("validation-note").textContent = rows.length
-    ? `On ${rows.length} candidates the search score is ${signed(gap)} above the validation score on ` +
-      `average (n = ${count(data.objectives[m].n)} search, ${count(found.n[m])} validation examples).`
+    ? `On ${rows.length} candidates the search score is ${show(Math.abs(gap))} ${gap < 0 ? "lower" : "higher"} than the ` +
+      `validation score on average (n = ${count(data.objectives[m].n)} search, ${count(found.n[m])} validation examples).` +
+      (found.shrunken[m].some((value) => value !== null)
+        ? " Shrunken: the validation score less the luck of being chosen, drawn towards the mean of all." : "")
     : "No candidate has a validation score of this objective.";
   const ends = rows.flatMap((i) => [search[i], later[i]]);
   const line = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
@@ -231,7 +233,7 @@ function fillFailures() {
   fillTable(byId("failures-table"), ["error", { text: "candidates", number: true }, "which"],
     kinds.map((kind) => [
       make("div", { className: "breaks long" }, kind.error), count(kind.count),
-      kind.candidates.join(", ") + (kind.count > kind.candidates.length ? ", …" : ""),
+      make("div", { className: "long" }, kind.candidates.join(", ") + (kind.count > kind.candidates.length ? ", …" : "")),
     ]));
   byId("lost").replaceChildren(...(lost.length ? lost : ["none"]).map((line) => make("li", { className: "breaks" }, line)));
 }

@@ -1,0 +1,222 @@
+"""The compiled kernel for merging task vectors of which only some elements are kept.
+
+It goes over 256 elements at a time, in two steps: the first writes what is kept of each task vector
+and the elected signs to the stack, the second adds up what agrees. In one step the processor's
+queues fill with instructions that wait for each other; with longer stretches it is either
+waiting for memory or calculating, and not both at once.
+
+Shape letters: E experts, n elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from evomerge.merging.kernels.intrinsics import (
+    flipped,
+    fma,
+    is_finite,
+    larger,
+    load,
+    magnitude,
+    stack,
+    store,
+    two_bytes,
+)
+from evomerge.merging.kernels.jit import inline, jit
+from evomerge.merging.philox import BLOCKS, ROUNDS, RUN
+
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_SIGN = np.uint32(0x80000000)
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_STEP_0, _STEP_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_UNIT, _HALF_UNIT = np.float32(2.0**-16), np.float32(2.0**-17)
+
+_STEP = 256
+# A row on the stack, and a cache line more: addresses whose low bits are the same get into each
+# other's way.
+_ROW = _STEP + 16
+_ROW_BYTES = 4 * _ROW
+# Random words of a run, the first one again, and padding.
+_WORDS = 4 * BLOCKS + 16
+_WORD_BYTES = 4 * _WORDS
+
+
+@jit
+def _random_words(words: Any, run: Any, keys: Any) -> None:
+    """Write the random words of a run.
+
+    Args:
+        words: (E, _WORDS) uint32.
+        run: Number of the run.
+        keys: (E, 2) uint64.
+    """
+    for k in range(len(keys)):
+        for i in range(np.uint64(BLOCKS)):
+            counter = np.uint64(run * BLOCKS) + i
+            c0, c1 = counter & _LOW, counter >> _HALF
+            c2 = c3 = np.uint64(0)
+            k0, k1 = keys[k, 0], keys[k, 1]
+            for _ in range(ROUNDS):
+                # What lies above the low 32 bits of a word never reaches the result.
+                product_0, product_1 = (c0 & _LOW) * _MULTIPLIER_0, (c2 & _LOW) * _MULTIPLIER_1
+                c0, c1 = (product_1 >> _HALF) ^ c1 ^ k0, product_1
+                c2, c3 = (product_0 >> _HALF) ^ c3 ^ k1, product_0
+                k0, k1 = k0 + _STEP_0, k1 + _STEP_1
+            words[k, i] = np.uint32(c0)
+            words[k, i + np.uint64(BLOCKS)] = np.uint32(c1)
+            words[k, i + np.uint64(2 * BLOCKS)] = np.uint32(c2)
+            words[k, i + np.uint64(3 * BLOCKS)] = np.uint32(c3)
+        words[k, np.uint64(4 * BLOCKS)] = words[k, np.uint64(0)]
+
+
+@inline
+def _kept(
+    stored: Any,
+    theta_0: Any,
+    low: Any,
+    high: Any,
+    drawn: Any,
+    last: Any,
+    place: Any,
+    chances: Any,
+    switches: Any,
+) -> Any:
+    """Return one element of a task vector, zero where `kept.Keep` drops it."""
+    are_deltas, has_low, has_high, is_random, is_ranked, inverts = switches
+    delta = load(stored)
+    if not are_deltas:
+        delta = delta - theta_0
+    keep, chance = True, _ONE
+    if has_low:
+        keep = abs(delta) >= low
+    if has_high:
+        keep = keep & (abs(delta) <= high)
+    if is_ranked:
+        lowest, step = chances
+        chance = np.float32(place) * step + lowest
+        keep = keep & (fma(np.float32(drawn), _UNIT, _HALF_UNIT) < chance)
+    elif is_random:
+        keep = keep & (drawn <= last)
+    if inverts:
+        delta = delta / chance
+    return delta if keep else _ZERO
+
+
+@lru_cache
+def kept_sum(
+    *,
+    is_random: bool,
+    is_ranked: bool,
+    inverts: bool,
+    has_low: bool,
+    has_high: bool,
+    are_deltas: bool,
+    vote: str,
+    turns: bool,
+    divides: bool,
+) -> Callable[..., Any]:
+    """Return the kernel of `kept.merge_kept` for one combination of switches.
+
+    Args:
+        is_random: Elements are dropped at random: `keys` is read, and `last` unless ranked.
+        is_ranked: The probability to stay is `lowest + step * places`.
+        inverts: What stays is divided by that probability.
+        has_low: Magnitudes below `low` are dropped.
+        has_high: Magnitudes above `high` are dropped.
+        are_deltas: `sources` hold task vectors instead of experts.
+        vote: "elect", "touched" or "none".
+        turns: Some of `directions` are not 0.
+        divides: Divide by the shares of the experts that agree.
+    """
+    elects, passes_all = vote == "elect", vote == "none"
+    switches = (are_deltas, has_low, has_high, is_random, is_ranked, inverts)
+
+    @jit
+    def kernel(
+        out: Any,
+        base: Any,
+        sources: Any,
+        low: Any,
+        high: Any,
+        last: Any,
+        keys: Any,
+        places: Any,
+        chances: Any,
+        votes: Any,
+        directions: Any,
+        weights: Any,
+        shares: Any,
+        first: Any,
+    ) -> Any:
+        n_experts = len(sources)
+        deltas = carray(stack(sources, _ROW_BYTES), (n_experts, _ROW), np.float32)
+        signs = carray(stack((0,), _ROW_BYTES), (_ROW,), np.uint32)
+        words = carray(stack(sources, _WORD_BYTES), (n_experts, _WORDS), np.uint32)
+        store(out, 0, _ZERO)
+        largest = magnitude(out[0])
+        for start in range(0, out.size, _STEP):
+            place = start % RUN
+            if is_random and place == 0:
+                _random_words(words, (first + start) // RUN, keys)
+            # `philox.random_halves` of expert k begin k * _WORD_BYTES later.
+            drawn = place % (RUN // 2) * 2 + place // (RUN // 2)
+            n_here = np.uint64(min(_STEP, out.size - start))
+            if elects:
+                for j in range(n_here):
+                    i = np.uint64(start) + j
+                    theta_0 = load(base[i])
+                    elected = _ZERO
+                    for k in range(n_experts):
+                        delta = _kept(
+                            sources[k][i],
+                            theta_0,
+                            low[k],
+                            high[k],
+                            two_bytes(words, np.uint64(drawn + k * _WORD_BYTES) + j + j),
+                            last[k],
+                            places[k][i],
+                            chances,
+                            switches,
+                        )
+                        elected = fma(votes[k], delta, elected)
+                        deltas[k, j] = delta
+                    signs[j] = np.uint32(0) if elected >= _ZERO else _SIGN
+            for j in range(n_here):
+                i = np.uint64(start) + j
+                theta_0 = load(base[i])
+                total, divisor = _ZERO, _ZERO
+                for k in range(n_experts):
+                    if elects:
+                        delta = deltas[k, j]
+                        turned = signs[j] ^ directions[k] if turns else signs[j]
+                        agrees = flipped(delta, turned) > _ZERO
+                    else:
+                        delta = _kept(
+                            sources[k][i],
+                            theta_0,
+                            low[k],
+                            high[k],
+                            two_bytes(words, np.uint64(drawn + k * _WORD_BYTES) + j + j),
+                            last[k],
+                            places[k][i],
+                            chances,
+                            switches,
+                        )
+                        agrees = passes_all or delta != _ZERO
+                    total = fma(weights[k], delta, total) if agrees else total
+                    if divides:
+                        divisor = divisor + shares[k] if agrees else divisor
+                if divides:
+                    total = total / (divisor if divisor != _ZERO else _ONE)
+                store(out, i, theta_0 + total)
+                largest = larger(largest, magnitude(out[i]))
+        return is_finite(largest)
+
+    return kernel  # type: ignore[no-any-return]

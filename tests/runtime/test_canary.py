@@ -1,0 +1,156 @@
+"""The canary: the base model has to say what it said, or the run ends with the reason."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.config.models import open_sources
+from evomerge.config.schema import ModelConfig, parse_config
+from evomerge.config.workers import CANARY_EVERY, equip, worker_of
+from evomerge.core.candidate import Candidate
+from evomerge.core.recipe import Recipe
+from evomerge.errors import UnavailableError
+from evomerge.evaluation.classification import Classification
+from evomerge.evaluation.exact_match import ExactMatch
+from evomerge.evaluation.multiple_choice import MultipleChoice
+from evomerge.evaluation.part import Part
+from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.merging.derived import Derived
+from evomerge.runtime.worker import MergeInputs
+from tests.evaluation import tiny_models
+
+WORDS = ("the cat", "a b c", "then there", "that is the one", "x", "another thing")
+NAMES = ("base", "x", "y")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("canary")
+    for seed, name in enumerate(NAMES):
+        model = tiny_models.make("LlamaForCausalLM", "LlamaConfig", tiny_models.DECODER, seed=seed)
+        tiny_models.save(model, folder / name)
+    rows = [
+        {"prompt": f"{words} and", "options": [" the", " x"], "gold": 0, "answer": "th"}
+        for words in WORDS
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refs = [ModelConfig(name=name, model=str(folder / name)) for name in NAMES]
+    return folder, open_sources(refs[0], refs[1:])
+
+
+def worker(opened, evaluators=None):
+    folder, models = opened
+    rows = folder / "rows.jsonl"
+    evaluators = evaluators or {
+        "choice": MultipleChoice(examples=rows),
+        "match": ExactMatch(examples=rows, max_new_tokens=8),
+    }
+    inputs = MergeInputs(models.space, models.sources, Derived())
+    return worker_of(inputs, models, evaluators, device="cpu", threads=1)
+
+
+def candidate(number, x=None):
+    weights = np.array([[0.1, 0.9 if x is None else x, number / 10]])
+    recipe = Recipe("linear", NAMES, {"weights": weights}, settings={"normalize": False})
+    return Candidate(number, recipe)
+
+
+def test_it_changes_no_score_and_looks_when_it_is_time(opened):
+    plain, watched = worker(opened), worker(opened)
+    watched.watch(2)
+    looked = []
+    install = watched._canary._install
+    watched._canary._install = lambda recipe: looked.append(number) or install(recipe)
+    for number in range(5):
+        found, wanted = (w.evaluate(candidate(number)).evaluation for w in (watched, plain))
+        assert found.error is None
+        assert found.weights_digest == wanted.weights_digest
+        np.testing.assert_array_equal(found.flat_scores(), wanted.flat_scores())
+    assert looked == [0, 0, 2, 2, 4, 4]  # the base and the first expert
+
+
+def test_a_state_beside_the_weights_that_changed_is_caught(opened):
+    watched = worker(opened)
+    watched.watch(2)
+    for number in range(2):
+        assert watched.evaluate(candidate(number)).evaluation.error is None
+    with torch.no_grad():  # no weight, so no check of weights sees it
+        watched._subjects[0].model.model.rotary_emb.inv_freq.mul_(1.5)
+    with pytest.raises(UnavailableError, match=r"of task 'choice' differ, one was -\d") as e:
+        watched.evaluate(candidate(2))
+    assert "candidates 0 to 1 of this worker may be wrong" in str(e.value)
+
+
+def test_parts_and_evaluators_of_scores_only_are_watched(opened):
+    folder, _ = opened
+    whole = MultipleChoice(examples=folder / "rows.jsonl")
+    seen = []
+
+    class Scores:
+        auto_class = "AutoModelForCausalLM"
+
+        def n_examples(self):
+            return 3
+
+        def evaluate(self, subject, positions=None):
+            seen.append(list(positions))
+            return np.array([float(subject.model.lm_head.weight[0, i]) for i in positions])
+
+    watched = worker(opened, {"part": Part(whole, np.array([4, 1])), "scores": Scores()})
+    watched.watch(1)
+    watched._canary.look(0)
+    first = watched._canary._first["base"]
+    assert len(first["part"]) == 2 * 2
+    assert len(first["scores"]) == 3
+    assert seen == [[0, 1, 2], [0, 1, 2]]
+    watched._canary.look(1)
+    assert watched._canary._since == [1]
+
+
+def config(**runtime):
+    return parse_config(
+        {
+            "name": "c",
+            "models": ["x"],
+            "merge": "linear",
+            "tasks": [{"name": "t", "evaluator": "multiple_choice"}],
+            "budget": {"evaluations": 1},
+            "runtime": runtime,
+        },
+        "c.yaml",
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "engine", "every"),
+    [
+        ({}, None, None),
+        ({}, VllmEngine(name="vllm"), CANARY_EVERY),
+        ({"canary_every": 7}, None, 7),
+        ({"canary_every": 0}, VllmEngine(name="vllm"), None),
+    ],
+)
+def test_it_is_on_where_an_engine_keeps_more_than_weights(opened, runtime, engine, every):
+    folder, models = opened
+    plain = worker(opened)
+    asked = MultipleChoice(examples=folder / "rows.jsonl", engine=engine)
+    equip(plain, config(**runtime), models, {"t": asked}, threads=1)
+    assert (plain._canary._every if plain._canary else None) == every
+
+
+def test_encoders_are_watched_too(tmp_path):
+    for seed, name in enumerate(NAMES):
+        settings = tiny_models.ENCODER
+        model = tiny_models.make("BertForSequenceClassification", "BertConfig", settings, seed=seed)
+        tiny_models.save(model, tmp_path / name)
+    rows = [{"text": words, "label": i % 2} for i, words in enumerate(WORDS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refs = [ModelConfig(name=name, model=str(tmp_path / name)) for name in NAMES]
+    models = open_sources(refs[0], refs[1:])
+    task = Classification(examples=tmp_path / "rows.jsonl", metric="probability")
+    watched = worker((tmp_path, models), {"label": task})
+    watched.watch(1)
+    for number in range(3):
+        assert watched.evaluate(candidate(number)).evaluation.error is None

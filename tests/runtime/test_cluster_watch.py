@@ -1,0 +1,111 @@
+"""The watch, with a cluster that a test moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+
+from evomerge.runtime import cluster_watch
+from evomerge.runtime.cluster_watch import ClusterWatch
+from evomerge.runtime.placement_plan import (
+    ModelNeed,
+    NodeFacts,
+    PlacementError,
+    Wishes,
+    WorkerShape,
+    plan_workers,
+)
+
+CPU = WorkerShape(1.0, 0.0)
+
+
+class MovedCluster:
+    """Nodes are names; each has as many CPUs as its name is long."""
+
+    def __init__(self, *nodes: str) -> None:
+        self.nodes, self.leaving = set(nodes), frozenset[str]()
+        self.probed: list[str] = []
+        self.requests: list[int] = []
+        self.trouble = ""
+
+    def live(self) -> set[str]:
+        if self.trouble:
+            raise RuntimeError(self.trouble)
+        return set(self.nodes)
+
+    def draining(self) -> frozenset[str]:
+        return self.leaving
+
+    def probe(self, ids: Sequence[str]) -> list[NodeFacts]:
+        self.probed += ids
+        return [NodeFacts(node, len(node), 64 << 30, (), node) for node in ids]
+
+    def request(self, shapes: Sequence[WorkerShape]) -> None:
+        self.requests.append(len(shapes))
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_watch, "WATCH_SECONDS", 0.01)
+
+
+def watch(cluster: MovedCluster, notes: list[str], workers: int | None = None) -> ClusterWatch:
+    planner = partial(plan_workers, need=ModelNeed(0, 0), wishes=Wishes(workers))
+    return ClusterWatch(cluster, planner, note=notes.append)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_workers_follow_the_nodes() -> None:
+    cluster, notes = MovedCluster("aa"), []
+    seen = watch(cluster, notes)
+    assert seen.latest.shapes == (CPU,) * 2
+    cluster.nodes.add("bbb")
+    wait_for(lambda: len(seen.latest.shapes) == 5)
+    cluster.leaving = frozenset({"aa"})
+    wait_for(lambda: len(seen.latest.shapes) == 3)
+    assert seen.latest.draining == {"aa"}
+    cluster.leaving = frozenset({"aa", "bbb"})
+    wait_for(lambda: not seen.latest.shapes)
+    cluster.nodes = {"c"}
+    wait_for(lambda: len(seen.latest.shapes) == 1)
+    seen.stop()
+    assert cluster.probed == ["aa", "bbb", "c"], "a node is measured once, while it is empty"
+    assert (cluster.requests, notes) == ([], [])
+
+
+def test_the_autoscaler_is_told_what_is_missing_and_that_it_is_over() -> None:
+    cluster, notes = MovedCluster("aa"), []
+    seen = watch(cluster, notes, workers=5)
+    assert seen.latest.shapes == (CPU,) * 5
+    assert cluster.requests == [5]
+    assert "3 of 5 workers have no room" in notes[0]
+    seen.stop()
+    seen.stop()
+    assert cluster.requests == [5, 0]
+
+
+def test_a_cluster_that_does_not_answer_is_mentioned_once_and_asked_again() -> None:
+    cluster, notes = MovedCluster("aa"), []
+    seen = watch(cluster, notes)
+    cluster.trouble = "no control store"
+    wait_for(lambda: bool(notes))
+    time.sleep(0.1)
+    assert notes == ["the cluster could not be asked for its nodes: no control store"]
+    cluster.nodes.add("b")
+    cluster.trouble = ""
+    wait_for(lambda: len(seen.latest.shapes) == 3)
+    seen.stop()
+
+
+def test_a_cluster_without_room_is_refused_at_the_start() -> None:
+    with pytest.raises(PlacementError, match="no node can hold a worker"):
+        watch(MovedCluster(), [])
