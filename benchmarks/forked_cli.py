@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.core.candidate import Candidate
-from evomerge.search.ports import Executor, Outcome
+from evomerge.runtime.watched import RunExecutor
+from evomerge.search.ports import Outcome
 
 
 def preload() -> None:
@@ -126,7 +127,7 @@ class OutOfOrder:
 
     SLOTS = 4
 
-    def __init__(self, inner: Executor, seed: int) -> None:
+    def __init__(self, inner: RunExecutor, seed: int) -> None:
         self._inner = inner
         self._rng = random.Random(seed)
         self._queue: list[Candidate] = []
@@ -148,6 +149,10 @@ class OutOfOrder:
         ids = [candidate.id for candidate in self._queue]
         self._queue.clear()
         return ids
+
+    def last_look(self) -> None:
+        """Have the executor behind look."""
+        self._inner.last_look()
 
     def close(self) -> None:
         """Close the executor behind."""

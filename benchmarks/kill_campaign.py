@@ -277,7 +277,7 @@ def _config(models: Path, seed: int, evaluations: int) -> dict[str, Any]:
 
 def _processes(pid: int, kind: str) -> list[int]:
     """Return living processes of a kind below a driver."""
-    names = {"actor": "ray::ScorerActor", "raylet": "raylet/raylet", "gcs": "gcs_server"}
+    names = {"actor": "ray::PlacedActor", "raylet": "raylet/raylet", "gcs": "gcs_server"}
     if kind == "driver":
         return [pid]
     found = []

@@ -168,7 +168,7 @@ def _actors() -> list[int]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if "ray::ScorerActor" in " ".join(child.cmdline()):
+            if "ray::PlacedActor" in " ".join(child.cmdline()):
                 found.append(child.pid)
         except psutil.Error:
             continue

@@ -115,6 +115,9 @@ def _adapter_json(result: ExportResult) -> dict[str, Any]:
 
 
 def _adapter_text(facts: AdapterFacts) -> str:
-    exact = "exact" if facts.relative_error == 0.0 else f"relative error {facts.relative_error:.3g}"
     whole = f", {len(facts.whole)} modules whole" if facts.whole else ""
-    return f"LoRA adapter of {facts.base}, rank {facts.rank}, {exact}{whole}"
+    said = f"LoRA adapter of {facts.base}, rank {facts.rank}"
+    if facts.relative_error == 0.0:
+        return f"{said}, exact{whole}"
+    error = f"relative error {facts.relative_error:.3g}"
+    return f"{said}, {error}{whole}; the figures above are of the full merge"

@@ -39,7 +39,8 @@ def gc_command(paths: Sequence[Path], *, delete: bool, as_json: bool) -> None:
     if delete:
         print(f"deleted {len(found.items)}, {size(total)}")
     else:
-        print(f"{len(found.items)} can be made again, {size(total)}; --yes deletes them")
+        hint = "; --yes deletes them" if found.items else ""
+        print(f"{len(found.items)} can be made again, {size(total)}{hint}")
     for item in found.kept:
         say(f"kept, in use or not removable: {item.path}")
 

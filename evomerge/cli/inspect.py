@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def status_command(run: Path, *, as_json: bool) -> None:
     """Print how far a run is."""
-    facts = status_facts(locate(run))
+    folder = locate(run)
+    facts = status_facts(folder)
     if as_json:
         print(json.dumps(facts))
         return
@@ -32,6 +33,8 @@ def status_command(run: Path, *, as_json: bool) -> None:
     unfinished = facts.pop("unfinished")
     if unfinished:
         facts["in_flight"] = f"0 ({unfinished} cut off by the stop are scored again on resume)"
+    if facts["state"] == "interrupted":
+        facts["next"] = f"evomerge resume {folder.where}"
     for key, value in facts.items():
         print(f"{key:<14}{_plain(value)}")
 
@@ -79,6 +82,8 @@ def front_command(
         members = [member for member in members if member["candidate"] in wanted]
         if not members:
             raise ConfigError(f"--pick {pick!r}: not one of the candidates that are listed here")
+        if (results.folder.path / "validation.json").exists():
+            say("picked by search scores; `evomerge export` picks by the validation scores")
     if as_json:
         print(json.dumps(members))
         return

@@ -170,9 +170,8 @@ def closing_line(summary: dict[str, object]) -> str:
     count = f"{summary['evaluations']} evaluations"
     if "cost" in summary:
         count = f"{summary['evaluations']} candidates raced at the cost of {summary['cost']}"
-    return (
-        f"{summary['run']}: {count}{failed}, front of {summary['front']}{volume_text}; best {shown}"
-    )
+    line = f"{summary['run']}: {count}{failed}, front of {summary['front']}{volume_text}"
+    return f"{line}; best {shown}" if shown else line
 
 
 @contextmanager

@@ -29,6 +29,8 @@ def track_command(run: Path, to: str | None, settings: Sequence[str], *, as_json
     if to is not None:
         body: dict[str, Any] = {"name": to}
         for setting in settings:
+            if not setting.partition("=")[1]:
+                raise ConfigError(f"--set {setting}: expected KEY=VALUE")
             apply_override(body, setting)
         bodies = [body]
     elif settings:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evomerge.config.export_run import Exported, Exporter
 from evomerge.config.finalists import FinalistProgress, finalists
 from evomerge.config.held_out import worker_on
@@ -152,5 +154,5 @@ def _vote(exporter: Exporter, ids: list[int]) -> dict[str, float]:
     means = {}
     for task, evaluator in evaluators.items():
         answers = majority([ballot[task] for ballot in ballots])
-        means[task] = float(marks_of(evaluator, answers).mean())
+        means[task] = float(marks_of(evaluator, answers).mean(dtype=np.float64))
     return means

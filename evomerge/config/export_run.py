@@ -186,7 +186,7 @@ class Exporter:
         rescored = self.rescore(candidate_id, out) if verify else 0
         held_out = {} if self.test is None else self.test.kept.scores(candidate_id)
         names = [task.name for task in self.config.tasks if task.name in held_out]
-        means = {name: float(held_out[name].mean()) for name in names}
+        means = {name: float(held_out[name].mean(dtype=np.float64)) for name in names}
         return Exported(
             candidate_id,
             result,

@@ -52,6 +52,8 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
         ConfigError: The file is not understood, or the merge is no such adapter.
         PreflightError: The models are missing or do not fit.
     """
+    if file.is_dir():
+        raise ConfigError(f"{file}: is a folder; of an export, give {file / 'recipe.json'}")
     if file.suffix == ".json":
         recipe, models, dtype = _read_recipe(file)
     elif (made := read_transform_yaml(file)) is not None:

@@ -50,10 +50,9 @@ from evomerge.runtime.in_process import InProcessExecutor
 from evomerge.runtime.machine import machine_line
 from evomerge.runtime.placement import default_workers, threads_per_worker
 from evomerge.runtime.placement_plan import Plan
-from evomerge.runtime.watched import WatchedExecutor, WatchedFiles
+from evomerge.runtime.watched import RunExecutor, WatchedExecutor, WatchedFiles
 from evomerge.runtime.worker import MergeInputs
 from evomerge.search.loop import LoopPlan, SearchLoop, StopReason
-from evomerge.search.ports import Executor
 from evomerge.seeding import generator
 from evomerge.storage.run_store import RunFolder, RunStore, stored_evaluations
 
@@ -233,7 +232,7 @@ class Session:
         if kept != stored:
             self.store.rewrite_config(dump_yaml(kept.model_dump(mode="json")).encode())
 
-    def executor(self) -> Executor:
+    def executor(self) -> RunExecutor:
         """Start the workers that the config asks for."""
         fill_transforms(self.models.virtual)  # once, rather than in every worker
         if (runtime := self.config.runtime).executor == "in-process":
@@ -262,6 +261,7 @@ class Session:
             with followed(self.folder, self.config.trackers, self._warn):
                 try:
                     reason = self.loop.run(executor)
+                    executor.last_look()
                 finally:
                     executor.close()
             self._refuse_changed_data()

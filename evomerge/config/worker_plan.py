@@ -33,7 +33,12 @@ def worker_need(models: OpenModels, evaluators: Mapping[str, Evaluator]) -> Mode
     all layers, in the model's dtype. Batches that turn out too large are halved while scoring.
     """
     space = models.space
-    resident = {e.auto_class for e in evaluators.values() if e.auto_class is not None}
+    # As `worker_of` loads them: an engine holds the model once more.
+    resident = {
+        getattr(whole_of(e), "engine", None) or e.auto_class
+        for e in evaluators.values()
+        if e.auto_class is not None
+    }
     largest = 4 * max((t.spec.n_elements for t in space.merged), default=0)
     weights = model_bytes(models)
     merge = largest * (len(space.sources) + 2)

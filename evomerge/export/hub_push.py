@@ -70,7 +70,8 @@ def push(folder: Path, repo_id: str, *, private: bool) -> Pushed:
             )
     except Exception as error:  # whatever the client and its HTTP stack raise
         causes = [error] if error.__cause__ is None else [error, error.__cause__]
-        why = ": ".join(f"{type(item).__name__}: {first_line(item).rstrip('.')}" for item in causes)
+        parts = [f"{type(item).__name__}: {first_line(item).rstrip('.')}" for item in causes]
+        why = ": ".join(dict.fromkeys(parts))  # an HTTP client's error repeats that below it
         raise RunError(
             f"{folder} is whole, but was not pushed to {repo_id}: {without_secrets(why)}. Check "
             f"the network and that the token may write there, then: hf upload {repo_id} {folder}"

@@ -58,10 +58,12 @@ def compare_runs(first: RunResults, second: RunResults) -> dict[str, Any]:
 def _refuse_unlike(first: RunResults, second: RunResults) -> None:
     changed = header_differences(_scored_on(first), _scored_on(second))
     if changed:
-        more = "".join(f"; {line}" for line in changed[1:4])
+        unlike = "; ".join(
+            line.replace(" was ", " is ", 1).replace(", is ", " here, there ", 1)
+            for line in changed[:4]
+        )
         raise RunError(
-            f"{first.folder.path} and {second.folder.path} were not scored alike: "
-            f"{changed[0].replace(' was ', ' is ', 1).replace(', is ', ' here, there ', 1)}{more}. "
+            f"{first.folder.path} and {second.folder.path} were not scored alike: {unlike}. "
             "Only runs on the same tasks, examples and objectives can be compared."
         )
 

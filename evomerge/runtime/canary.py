@@ -75,11 +75,21 @@ class Canary:
         if not self._first:
             self._first = self._record()
         elif len(self._since) >= self._every:
-            for source, recipe in self._known.items():
-                self._install(recipe)
-                self._compare(source, self._first[source], self._said())
-            self._since.clear()
+            self.look_back()
         self._since.append(candidate)
+
+    def look_back(self) -> None:
+        """Look at the known models now, unless nothing was scored since the last look.
+
+        Raises:
+            UnavailableError: One of them says something else than at the start.
+        """
+        if not self._since:
+            return
+        for source, recipe in self._known.items():
+            self._install(recipe)
+            self._compare(source, self._first[source], self._said())
+        self._since.clear()
 
     def _record(self) -> dict[str, dict[str, Said]]:
         found = {}

@@ -55,6 +55,11 @@ class Sight:
     live: frozenset[str]
     draining: frozenset[str]
 
+    @property
+    def staying(self) -> frozenset[str]:
+        """Ids of the nodes that workers can start on."""
+        return self.live - self.draining
+
 
 class ClusterWatch:
     """Keeps `latest` up to date until `stop`."""
@@ -76,6 +81,7 @@ class ClusterWatch:
         self._planner = planner
         self._note = note
         self._facts: dict[str, NodeFacts] = {}  # measured when a node was first seen, still empty
+        self._requesting = threading.Lock()
         self._has_requested = False
         self._trouble = ""
         self._stop = threading.Event()
@@ -94,8 +100,7 @@ class ClusterWatch:
         """End the thread, and take back what the autoscaler was told."""
         self._stop.set()
         self._thread.join(STOP_SECONDS)
-        if self._has_requested and not self._thread.is_alive():
-            self._has_requested = False
+        if self._has_requested:  # also where the thread still waits for a node's answer
             last = threading.Thread(target=self._withdraw, name="cluster-withdraw", daemon=True)
             last.start()
             last.join(STOP_SECONDS)
@@ -129,16 +134,24 @@ class ClusterWatch:
             return Sight((), live, draining)  # no node is left for now; others may join
         shapes = tuple(plan.shapes())
         if plan.waiting and (before is None or shapes != before.shapes):
-            self._has_requested = True
-            self._cluster.request(shapes)
+            self._request(shapes)
             self._note(
                 f"{plan.waiting} of {plan.workers} workers have no room on the cluster; its "
                 "autoscaler was told"
             )
         return Sight(shapes, live, draining)
 
+    def _request(self, shapes: Sequence[WorkerShape]) -> None:
+        with self._requesting:
+            if not self._stop.is_set():  # else nobody would take it back
+                self._has_requested = True
+                self._cluster.request(shapes)
+
     def _withdraw(self) -> None:
         try:
-            self._cluster.request(())
+            with self._requesting:
+                if self._has_requested:
+                    self._has_requested = False
+                    self._cluster.request(())
         except Exception as error:  # Ray's, of many kinds; the search itself is over
             self._note(f"the autoscaler could not be told the end: {first_line(error)}")

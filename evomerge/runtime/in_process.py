@@ -40,6 +40,11 @@ class InProcessExecutor:
         self._queue.clear()
         return ids
 
+    def last_look(self) -> None:
+        """Have the worker look at its known models once more; see `Worker.last_look`."""
+        if isinstance(self._worker, Worker):
+            self._worker.last_look()
+
     def close(self) -> None:
         """End what the worker runs beside itself."""
         if isinstance(self._worker, Worker):

@@ -12,6 +12,7 @@ from evomerge.runtime.placement_plan import NodeFacts
 _MEMORY = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _USED = Path("/sys/fs/cgroup/memory.current")
+_USED_FOR = Path("/sys/fs/cgroup/memory.stat")
 
 
 def local_node() -> NodeFacts:
@@ -31,8 +32,11 @@ def free_memory() -> int:
             available = int(line.split()[1]) * 1024
     limit = next(iter(_lines(_LIMIT)), "max")
     if limit.isdigit():
-        used = next(iter(_lines(_USED)), "0")
-        available = min(available, max(0, int(limit) - int(used)))
+        used = int(next(iter(_lines(_USED)), "0"))
+        # Cached files are part of what is used, and given back before anything is refused.
+        rows = (line.partition(" ") for line in _lines(_USED_FOR))
+        used -= sum(int(n) for key, _, n in rows if key in ("active_file", "inactive_file"))
+        available = min(available, max(0, int(limit) - used))
     return available
 
 

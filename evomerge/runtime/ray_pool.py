@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.core.candidate import Candidate
-from evomerge.errors import ExecutorError
+from evomerge.errors import ExecutorError, UnavailableError
 from evomerge.runtime.assignments import Assignments, Seat
 from evomerge.runtime.cluster_environment import exposed_token
 from evomerge.runtime.cluster_watch import ClusterWatch, Planner, Sight
@@ -27,7 +27,7 @@ from evomerge.runtime.placement import worker_environment
 from evomerge.runtime.placement_plan import ModelNeed, Wishes, WorkerShape, plan_workers
 from evomerge.runtime.ray_cluster import Cluster, PlacedActor, RayNodes, node_strategy
 from evomerge.runtime.scorer_actor import Reply, outcome_of
-from evomerge.runtime.seat_changes import seat_changes
+from evomerge.runtime.seat_changes import is_stranded, seat_changes
 from evomerge.search.ports import Outcome
 
 if TYPE_CHECKING:
@@ -150,6 +150,32 @@ class RayPool:
         """Take back every queued candidate; one that waits for another attempt is queued."""
         return self._assignments.withdraw()
 
+    def last_look(self) -> None:
+        """Have every worker that waits look at its known models once more, if it has any.
+
+        Raises:
+            UnavailableError: Those of one worker say something else than at the start.
+        """
+        import ray
+
+        calls = {seat.actor.last_look.remote(): seat.name for seat in self._idle}
+        refs = list(calls)
+        if not refs:
+            return
+        done, late = ray.wait(refs, num_returns=len(refs), timeout=self._timeout_seconds)
+        failed = {calls[ref]: "deadline passed" for ref in late}
+        for ref in done:
+            try:
+                reply: Reply = ray.get(ref, timeout=FETCH_SECONDS)
+            except ray.exceptions.RayError as error:
+                reply = Reply(error=str(error))
+            if reply.unavailable:
+                raise UnavailableError(reply.unavailable)
+            if reply.error is not None:
+                failed[calls[ref]] = reply.error
+        for name, why in failed.items():
+            self._note(f"worker {name}: its canary was not looked at in the end: {why}")
+
     def close(self) -> None:
         """End the worker processes, and the cluster when it was started here."""
         if self._is_closed:
@@ -224,7 +250,11 @@ class RayPool:
 
     def _follow_cluster(self) -> None:
         """Take in what the watch has seen: nodes that joined, left or are about to leave."""
-        if self._watch is None or self._watch.latest is self._sight:
+        if self._watch is None:
+            return
+        # A worker may outlive the news of its node's end, which then says where it cannot start.
+        is_lost = any(s.actor is None and is_stranded(s, self._sight.staying) for s in self._seats)
+        if self._watch.latest is self._sight and not is_lost:
             return
         self._sight = self._watch.latest
         for seat in self._seats:
@@ -241,7 +271,9 @@ class RayPool:
 
     def _seat_workers(self) -> None:
         """Make the seats those that there should be, as far as that disturbs no one at work."""
-        missing, idle = seat_changes(self._seats, self._sight.shapes)
+        missing, idle = seat_changes(
+            self._seats, self._sight.shapes, self._sight.staying if self._watch else None
+        )
         for seat in idle:
             seat.is_leaving = True
             self._end(seat)

@@ -88,6 +88,16 @@ class ScorerActor:
         scores = {str(task): np.array(v, np.float32) for task, v in done.scores.items()}
         return Reply((scores, done.error, done.weights_digest, outcome.seconds, outcome.detail))
 
+    def last_look(self) -> Reply:
+        """Have a worker with a canary look at it once more; see `Worker.last_look`."""
+        try:
+            getattr(self._scorer, "last_look", lambda: None)()
+        except UnavailableError as error:
+            return Reply(unavailable=str(error))
+        except Exception as error:
+            return _failure(error)
+        return Reply()
+
 
 def _failure(error: Exception) -> Reply:
     first = first_line(error)

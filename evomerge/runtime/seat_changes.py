@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from evomerge.runtime.assignments import Seat
 from evomerge.runtime.placement_plan import WorkerShape
@@ -12,7 +12,9 @@ _Size = tuple[float, float]
 
 
 def seat_changes(
-    seats: Sequence[Seat], wanted: Sequence[WorkerShape]
+    seats: Sequence[Seat],
+    wanted: Sequence[WorkerShape],
+    staying: Collection[str] | None = None,
 ) -> tuple[list[WorkerShape], list[Seat]]:
     """Return the shapes that are missing, and seats that are not wanted and do nothing.
 
@@ -22,10 +24,17 @@ def seat_changes(
     Args:
         seats: All; those that are leaving count for nothing.
         wanted: The shape of every worker that there should be.
+        staying: Ids of the nodes that hold workers; a seat that is bound to another one can start
+            none, and serves nothing unless it is ready. None: not known.
     """
+    stranded: list[Seat] = []
     places: dict[_Size, dict[str, list[Seat]]] = defaultdict(lambda: defaultdict(list))
     for seat in sorted(seats, key=lambda seat: seat.is_ready):  # popped from the end: ready first
-        if not seat.is_leaving:
+        if seat.is_leaving:
+            continue
+        if is_stranded(seat, staying) and not seat.is_ready:
+            stranded.append(seat)
+        else:
             size = (seat.shape.cpus, seat.shape.gpus)
             places[size][seat.shape.node or seat.node].append(seat)
     missing: list[WorkerShape] = []
@@ -37,7 +46,12 @@ def seat_changes(
         else:
             missing.append(shape)
     left = (seat for nodes in places.values() for found in nodes.values() for seat in found)
-    return missing, [seat for seat in left if not seat.is_ready]
+    return missing, stranded + [seat for seat in left if not seat.is_ready]
+
+
+def is_stranded(seat: Seat, staying: Collection[str] | None) -> bool:
+    """Return whether a seat is bound to a node that has gone."""
+    return staying is not None and bool(seat.shape.node) and seat.shape.node not in staying
 
 
 def _readiest(by_node: dict[str, list[Seat]]) -> list[Seat]:

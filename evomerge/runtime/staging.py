@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,9 @@ _CHUNK = 8 << 20
 _SMALL = 32 << 20  # files up to this size are part of the key with their content
 # What transformers and the run read of a model folder.
 _READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
+# Names of ours in a folder that may hold other things as well, which are never touched.
+_COPY = re.compile("[0-9a-f]{32}")
+_LEFT = re.compile(r"\.(copy|damaged|gone)\.[0-9a-f]+")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -132,14 +136,16 @@ class Staging:
 
     def _has_room(self, key: str, n_new: int) -> bool:
         """Remove copies that nobody uses, the least recently used first, until there is room."""
-        for left in self.root.glob(".*.*"):  # of processes that were killed: we have their lock
-            shutil.rmtree(left, ignore_errors=True)
+        found = list(self.root.iterdir())
+        for left in found:
+            if _LEFT.fullmatch(left.name):  # of processes that were killed: we have their lock
+                shutil.rmtree(left, ignore_errors=True)
         if self.max_bytes is None:
             return True
         sizes = {
             path.name: sum(file.stat().st_size for file in (path / "files").iterdir())
-            for path in self.root.iterdir()
-            if (path / MANIFEST).is_file() and path.name != key
+            for path in found
+            if _COPY.fullmatch(path.name) and (path / MANIFEST).is_file() and path.name != key
         }
         for name in sorted(sizes, key=lambda name: _last_use(self.root / f"{name}.use")):
             if sum(sizes.values()) + n_new <= self.max_bytes:
@@ -234,7 +240,11 @@ def _is_whole(entry: Path, files: dict[str, Path]) -> bool:
         copies = {name: entry / "files" / name for name in manifest}
         for name, copy in copies.items():
             source = files[name].stat()
-            if copy.stat().st_mtime_ns != source.st_mtime_ns:  # the same content, saved again
+            if copy.stat().st_mtime_ns != source.st_mtime_ns:
+                # Saved again, or put back after a change that was copied: its time would vouch
+                # for what the copy holds.
+                if _checksum(files[name]) != manifest[name]["checksum"]:
+                    return False
                 os.utime(copy, ns=(source.st_atime_ns, source.st_mtime_ns))
         touched = [name for name in copies if manifest[name]["state"] != _state(copies[name])]
         if any(_checksum(copies[name]) != manifest[name]["checksum"] for name in touched):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from evomerge.core.candidate import Candidate
 from evomerge.errors import SourceError
@@ -51,10 +52,22 @@ def _signature(path: Path) -> Signature:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+class RunExecutor(Executor, Protocol):
+    """What runs the candidates of a session."""
+
+    def last_look(self) -> None:
+        """Have every worker that waits look at its known models once more, if it has any.
+
+        Raises:
+            UnavailableError: They say something else than at the start; see `runtime.canary`.
+        """
+        ...
+
+
 class WatchedExecutor:
     """Hands everything to another executor; looks at the files when results come."""
 
-    def __init__(self, inner: Executor, files: WatchedFiles) -> None:
+    def __init__(self, inner: RunExecutor, files: WatchedFiles) -> None:
         """Args: files: what the workers of `inner` read."""
         self._inner = inner
         self._files = files
@@ -77,6 +90,10 @@ class WatchedExecutor:
     def withdraw(self) -> list[int]:
         """Take back every queued candidate."""
         return self._inner.withdraw()
+
+    def last_look(self) -> None:
+        """Have every worker look at its known models once more."""
+        self._inner.last_look()
 
     def close(self) -> None:
         """Stop the workers."""

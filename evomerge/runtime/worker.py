@@ -20,7 +20,13 @@ from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
-from evomerge.errors import EvaluationError, EvomergeError, ExecutorError, first_line
+from evomerge.errors import (
+    EvaluationError,
+    EvomergeError,
+    ExecutorError,
+    UnavailableError,
+    first_line,
+)
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.http_client import Meter, usage_text
 from evomerge.evaluation.sanity import watched_outputs
@@ -107,6 +113,28 @@ class Worker:
     def watch(self, every: int) -> None:
         """Look at the base model again after every so many candidates; see `runtime.canary`."""
         self._canary = Canary(self._inputs.space, self._evaluators, self.install, every=every)
+
+    def last_look(self) -> None:
+        """Look at the known models once more, after the last candidate; see `watch`.
+
+        Raises:
+            UnavailableError: The canary died, or could not be looked at.
+            ExecutorError: An engine or a server failed.
+        """
+        if self._canary is None:
+            return
+        for subject in (*self._subjects, *self._served):
+            subject.name = "canary"  # in messages
+        try:
+            self._canary.look_back()
+        except ExecutorError:
+            raise
+        except Exception as error:  # what `evaluate` makes a failed candidate of
+            raise UnavailableError(
+                f"canary: the models could not be looked at after the last candidate "
+                f"({first_line(error)}), so its scores and those shortly before it are not "
+                "confirmed; score the best ones again: evomerge replay"
+            ) from error
 
     def close(self) -> None:
         """End the engines of this worker; nothing can be scored afterwards."""

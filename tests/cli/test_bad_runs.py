@@ -550,6 +550,11 @@ def test_a_broken_recipe_is_refused(edit, says, code, recipe, place, evomerge):
     assert tree(place.folder) == before
 
 
+def test_the_folder_of_an_export_is_not_its_recipe(recipe, evomerge):
+    done = evomerge("merge", recipe.parent.name, "--out", "new")
+    assert_one_line(done, 2, ("is a folder; of an export, give done/recipe.json",), "ConfigError")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -16,7 +16,9 @@ def test_findings_are_sorted_by_how_bad_they_are_and_say_what_to_do(place, evome
         if line.startswith("!"):
             assert said[number + 1].startswith("  → ")
     memory = next(line for line in said if line.startswith("✓ memory: "))
-    assert " per worker, 1 worker; this machine has " in memory
+    assert (
+        " per worker besides activations and pages of files, 1 worker; this machine has " in memory
+    )
     assert "✓ examples: up 12 search; down 12 search" in said
     assert "! licence: none can be stated, for" in done.out
     assert "✓ dry run: up: base scores " in done.out
@@ -27,7 +29,7 @@ def test_more_workers_are_counted_and_a_short_look_ahead_is_pointed_out(place, e
     place.put("search.look_ahead", 3)
     place.write()
     said = evomerge("check", "c.yaml").out
-    assert "per worker, 8 workers" in said
+    assert "pages of files, 8 workers" in said
     assert "! workers: search.look_ahead is 3: at most 3 of 8 workers will be busy" in said
 
 

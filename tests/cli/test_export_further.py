@@ -81,6 +81,8 @@ def test_a_refused_push_leaves_the_export_whole(at, push, hub, place):
     said = done.messages[-1]
     assert said.startswith(f"RunError: merged is whole, but was not pushed to {NAME}: ")
     assert said.endswith(f"hf upload {NAME} merged")
+    parts = said.split(". Check the network")[0].split(": ")
+    assert len(parts) == len(set(parts))  # a cause that says the same is not said twice
     assert TOKEN not in done.err
     assert digest_of(place.folder / "merged")
     assert not any(repo.commits for repo in hub.hub.repos.values())

@@ -89,6 +89,8 @@ def test_the_last_line_of_a_race_names_candidates_and_their_cost():
     summary = {"run": "r", "evaluations": 1512, "failed": 0, "front": 3, "hypervolume": None}
     summary["best"] = {"a": {"candidate": 1, "value": 0.5}}
     assert closing_line(summary) == "r: 1512 evaluations, front of 3; best a 0.5000"
+    none = summary | {"evaluations": 0, "front": 0, "best": {}}
+    assert closing_line(none) == "r: 0 evaluations, front of 0"
     raced = closing_line(summary | {"cost": 150.1})
     assert raced == "r: 1512 candidates raced at the cost of 150.1, front of 3; best a 0.5000"
 
@@ -99,5 +101,7 @@ def test_what_a_stop_cut_off_is_not_in_flight(place, evomerge, status):
     assert (facts["state"], facts["in_flight"], facts["unfinished"]) == ("interrupted", 0, 2)
     said = evomerge("status", "tiny").out
     assert "0 (2 cut off by the stop are scored again on resume)" in said
+    assert said.splitlines()[-1].split(None, 1) == ["next", "evomerge resume populations/tiny"]
     assert evomerge("resume", "tiny").code == 0
     assert (status("tiny")["in_flight"], status("tiny")["unfinished"]) == (0, 0)
+    assert "next" not in evomerge("status", "tiny").out

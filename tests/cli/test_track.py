@@ -38,6 +38,7 @@ def test_track_sends_to_the_named_tracker(place, evomerge):
         (["track", "tiny", "--to", "tensorbored"], 2, "Did you mean 'tensorboard'?"),
         (["track", "tiny", "--to", "optuna", "--set", "file=x"], 2, "not a parameter of 'optuna'"),
         (["track", "tiny", "--set", "folder=x"], 2, "name it with --to"),
+        (["track", "tiny", "--to", "optuna", "--set", "x"], 2, "--set x: expected KEY=VALUE"),
         (["track", "tinny"], 3, "Did you mean 'tiny'?"),
         (["optuna", "tiny", "--storage", "no/such/x.journal"], 2, "no folder no/such"),
         (["optuna", "tiny", "--storage", "nonsense://x"], 3, "cannot be opened"),

@@ -46,6 +46,10 @@ class Fake:
         scores = np.full(4, candidate.id, np.float32)
         return Outcome(Evaluation(candidate, {"t": scores}, None, "d"), 0.5, self.name)
 
+    def last_look(self) -> None:
+        if self.folder is not None and (self.folder / "canary").exists():
+            raise UnavailableError("canary: died")
+
 
 DIES, RAISES, HANGS, ERRS, NO_SERVER = -1.0, -2.0, -3.0, -4.0, -5.0
 

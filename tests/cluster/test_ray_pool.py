@@ -202,6 +202,20 @@ def test_a_server_that_is_gone_ends_the_wait_and_fails_no_candidate(make_pool: M
         collect(pool, 1)
 
 
+def test_every_worker_looks_at_its_canary_when_the_search_ends(
+    make_pool: MakePool, tmp_path: Path, notes: list[str]
+) -> None:
+    pool = make_pool(workers=1)
+    pool.last_look()  # none is ready
+    pool.submit(candidate(0))
+    collect(pool, 1)
+    pool.last_look()
+    assert notes == []
+    (tmp_path / "canary").touch()
+    with pytest.raises(ExecutorError, match="canary: died"):
+        pool.last_look()
+
+
 def test_a_factory_that_refuses_everywhere_ends_the_wait(make_pool: MakePool) -> None:
     pool = make_pool(scorers.refuse)
     pool.submit(candidate(0))

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 from evomerge.config import worker_plan
-from evomerge.config.schema import load_config
+from evomerge.config.models import open_sources
+from evomerge.config.schema import ModelConfig, load_config
 from evomerge.config.session import open_or_create, preflight
 from evomerge.config.worker_plan import plan_facts, plan_table, with_plan, worker_need
+from evomerge.evaluation.multiple_choice import MultipleChoice
+from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.runtime.placement import default_look_ahead
 from evomerge.runtime.placement_plan import ModelNeed, NodeFacts, Wishes, plan_workers
 from evomerge.storage.run_store import RunFolder
 from tests.cli.command import command
 from tests.e2e.tiny_run import evomerge
+from tests.evaluation import tiny_models as language
 
 GIB = 2**30
 NODES = [
@@ -48,6 +52,19 @@ def test_the_need_follows_from_the_models(tiny_models, tmp_path: Path) -> None:
     assert need.weight_bytes == 4 * need.parameters
     assert 0 < need.least_bytes < need.full_bytes
     assert need.cpu_bytes < need.full_bytes
+
+
+def test_an_engine_beside_transformers_holds_the_model_once_more(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    for seed, name in enumerate("xy"):
+        made = language.make("LlamaForCausalLM", "LlamaConfig", language.DECODER, seed=seed)
+        language.save(made, tmp_path / name)
+    rows.write_text('{"prompt": "a", "options": [" b", " c"], "gold": 0}\n')
+    models = open_sources(None, [ModelConfig(name=n, model=str(tmp_path / n)) for n in "xy"])
+    plain = MultipleChoice(examples=rows)
+    engine = MultipleChoice(examples=rows, engine=VllmEngine(name="vllm"))
+    one, both = (worker_need(models, tasks) for tasks in ({"a": plain}, {"a": plain, "b": engine}))
+    assert both.weight_bytes == 2 * one.weight_bytes
 
 
 @pytest.mark.usefixtures("laptop")

@@ -1,13 +1,14 @@
 """Small language models that can do something: a base, and two experts trained in seconds.
 
 The base knows a little of both skills, one expert adds, the other turns two letters round.
-Run as a program it writes ``models/`` and ``data/`` into the current folder.
+Run as a program it writes ``models/`` and ``data/`` into the folder named, else the current one.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,4 +84,4 @@ def train(model, tokenizer, rows, steps: int, rate: float) -> None:
 
 
 if __name__ == "__main__":
-    build(Path())
+    build(Path(*sys.argv[1:2]))

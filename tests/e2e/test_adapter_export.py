@@ -97,6 +97,7 @@ def test_a_full_merge_is_cut_to_a_rank_and_says_how_far_it_is(project):
         record = json.loads((out / "recipe.json").read_text())
         errors.append(record["adapter"]["relative_error"])
         assert f"rank {rank}, relative error {errors[-1]:.3g}" in text
+        assert text.rstrip().endswith("; the figures above are of the full merge")
     assert errors[0] > 0.05
     assert errors[1] < 1e-5
     again = rp.cli(

@@ -166,6 +166,8 @@ def test_the_verb_prints_what_it_found(run):
     assert set(row["validation"]) == set(row["held_out"]) == {"up", "down"}
     assert "on the front of the validation scores" in plain.stdout
     assert "validated" not in plain.stderr, "nothing is scored twice"
+    assert "picked by search scores" in evomerge("front", run.path, "--pick", "knee").stderr
+    assert evomerge("front", run.path).stderr == ""
 
 
 @pytest.mark.slow

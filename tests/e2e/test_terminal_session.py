@@ -38,7 +38,7 @@ HEAD = """# A session in a terminal
 
 What a terminal showed, from two fine-tunes and their examples to a merged model, with a Ctrl-C in the
 middle. The models are small ones that were trained for it in seconds: `maths` adds, `letters` turns two letters
-round, `base` does a little of both (`python -m tests.e2e.small_specialists`). `python -m
+round, `base` does a little of both (`python -m tests.e2e.small_specialists FOLDER` makes them). `python -m
 tests.e2e.test_terminal_session` records it again, with tmux; `tests/e2e/test_terminal_session.py` checks it.
 
 """

@@ -218,7 +218,7 @@ def _scorers(pid):
         return found
     for child in children:
         try:
-            if "ray::ScorerActor" in " ".join(child.cmdline()):
+            if "ray::PlacedActor" in " ".join(child.cmdline()):
                 found.append(child)
         except psutil.Error:  # gone, or a zombie
             continue

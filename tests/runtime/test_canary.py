@@ -18,6 +18,8 @@ from evomerge.evaluation.multiple_choice import MultipleChoice
 from evomerge.evaluation.part import Part
 from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.merging.derived import Derived
+from evomerge.runtime.in_process import InProcessExecutor
+from evomerge.runtime.scorer_actor import Reply, ScorerActor
 from evomerge.runtime.worker import MergeInputs
 from tests.evaluation import tiny_models
 
@@ -81,6 +83,26 @@ def test_a_state_beside_the_weights_that_changed_is_caught(opened):
     with pytest.raises(UnavailableError, match=r"of task 'choice' differ, one was -\d") as e:
         watched.evaluate(candidate(2))
     assert "candidates 0 to 1 of this worker may be wrong" in str(e.value)
+
+
+def test_what_came_after_the_last_look_is_looked_at_when_the_search_ends(opened):
+    watched = worker(opened)
+    watched.watch(100)
+    executor = InProcessExecutor(watched)
+    executor.last_look()  # nothing was scored yet
+    for number in range(2):
+        assert watched.evaluate(candidate(number)).evaluation.error is None
+    executor.last_look()
+    for number in range(2, 4):
+        assert watched.evaluate(candidate(number)).evaluation.error is None
+    with torch.no_grad():
+        watched._subjects[0].model.model.rotary_emb.inv_freq.mul_(1.5)
+    actor = ScorerActor({})
+    assert actor.last_look() == Reply()
+    actor._scorer = watched
+    assert "candidates 2 to 3 of this worker" in actor.last_look().unavailable
+    with pytest.raises(UnavailableError, match="candidates 2 to 3 of this worker may be wrong"):
+        executor.last_look()
 
 
 def test_parts_and_evaluators_of_scores_only_are_watched(opened):

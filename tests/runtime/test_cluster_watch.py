@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -89,6 +90,28 @@ def test_the_autoscaler_is_told_what_is_missing_and_that_it_is_over() -> None:
     assert cluster.requests == [5]
     assert "3 of 5 workers have no room" in notes[0]
     seen.stop()
+    seen.stop()
+    assert cluster.requests == [5, 0]
+
+
+def test_the_autoscaler_is_told_the_end_while_a_node_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_watch, "STOP_SECONDS", 0.2)
+    cluster, begun, answers = MovedCluster("aa"), threading.Event(), threading.Event()
+    seen = watch(cluster, [], workers=5)
+
+    def probe(ids: Sequence[str]) -> list[NodeFacts]:
+        begun.set()
+        answers.wait(20)
+        return [NodeFacts(node, 1, 64 << 30, (), node) for node in ids]
+
+    monkeypatch.setattr(cluster, "probe", probe)
+    cluster.nodes = {"b", "aa"}
+    assert begun.wait(20)
+    seen.stop()
+    assert cluster.requests == [5, 0]
+    answers.set()
     seen.stop()
     assert cluster.requests == [5, 0]
 

@@ -37,3 +37,9 @@ def test_a_worker_serves_the_place_it_happens_to_be_at() -> None:
     bound = [ready(0, ON_A, "a"), Seat(1, ON_B)]
     assert seat_changes(bound, [ONE, ONE]) == ([], [])
     assert seat_changes(bound, [ON_A, ON_A]) == ([ON_A], [bound[1]])
+
+
+def test_a_seat_bound_to_a_node_that_has_gone_is_replaced_by_a_free_one() -> None:
+    seats = [Seat(0, ON_A), ready(1, ON_A, "a"), Seat(2, ON_B)]
+    assert seat_changes(seats, [ONE] * 3, {"b"}) == ([ONE], [seats[0]])
+    assert seat_changes(seats, [ONE] * 3, {"a", "b"}) == ([], [])

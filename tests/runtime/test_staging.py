@@ -117,6 +117,36 @@ def test_a_damaged_copy_is_found_out_and_made_again(model: Path, tmp_path: Path)
     assert Staging(root).stage(model, ["d"]).note == ""
 
 
+def test_a_file_that_is_put_back_is_not_served_from_the_copy_of_its_change(
+    model: Path, tmp_path: Path
+) -> None:
+    """The digest of the key is the run's; the file may have changed since it was computed."""
+    root, weights = tmp_path / "local", model / "model.safetensors"
+    before, times = weights.read_bytes(), weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"evil")
+    os.utime(weights, (1, 1))
+    changed = Staging(root).stage(model, ["d"]).path
+    assert (changed / weights.name).read_bytes()[-4:] == b"evil"
+    weights.write_bytes(before)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    copy = Staging(root).stage(model, ["d"]).path / weights.name
+    assert copy.read_bytes() == before
+    assert copy.stat().st_mtime_ns == times.st_mtime_ns
+
+
+def test_what_is_not_ours_in_the_folder_stays(model: Path, tmp_path: Path) -> None:
+    root = tmp_path / "local"
+    others = [root / ".config.old" / "kept", root / "run" / "files" / "kept"]
+    others += [root / "other-run" / MANIFEST, root / "run" / MANIFEST, root / ".copy.mine" / "kept"]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("{}")
+    assert Staging(root, size(model)).stage(model, ["d"]).note == ""
+    assert all(other.exists() for other in others)
+
+
 def test_another_digest_or_tokenizer_is_another_copy(model: Path, tmp_path: Path) -> None:
     root = tmp_path / "local"
     first = Staging(root).stage(model, ["d"]).path

@@ -21,7 +21,9 @@ def memory_finding(config: RunConfig, n_bytes: int) -> Finding:
     """
     runtime = config.runtime
     n = (runtime.workers or 1) if runtime.executor == "ray" else 1
-    need = f"{size(n_bytes)} per worker, {n} worker{'' if n == 1 else 's'}"
+    is_open = runtime.executor == "ray" and runtime.workers is None
+    how_many = "as many workers as there is room for" if is_open else f"{n} worker{'s' * (n > 1)}"
+    need = f"{size(n_bytes)} per worker besides activations and pages of files, {how_many}"
     if runtime.address is not None:
         return good("memory", f"{need}; the cluster's machines were not looked at")
     device = pick_device(runtime.device)
