@@ -137,7 +137,7 @@ def test_stop_ends_the_evaluation_under_way(is_draining, tiny_models, tmp_path, 
     while not (journal.exists() and b'"asked"' in journal.read_bytes()):
         assert time.monotonic() < began + 60
         time.sleep(0.02)
-    time.sleep(0.5)  # from asking to scoring
+    time.sleep(4.0)  # from asking, over the imports that scoring needs, to scoring
 
     async def steps(pilot):
         if is_draining:
