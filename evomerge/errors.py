@@ -101,7 +101,7 @@ def first_line(error: BaseException) -> str:
 
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)S?$")
 _SHORTEST_SECRET = 6  # shorter values are words that messages have anyway
-_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s]+@")  # a password may hold an @
 
 
 def without_secrets(text: str) -> str:

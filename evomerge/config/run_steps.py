@@ -145,7 +145,7 @@ class RunSteps:
         self._examples += n_examples
         self._founders.discard(candidate_id)
         arrival = self._times.pop(candidate_id)
-        self._tick(None if arrival is None else arrival.ended)
+        self._tick(None if arrival is None else arrival.at)
         measured = np.array(event.get("measured", []))
         state = self._learn(event, str(asked["digest"]), str(asked["origin"]), measured)
         if not is_wanted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,17 @@ def track(folder: RunFolder, tracker: Tracker, *, is_running: bool = False) -> t
     """
     name = trackers.name_of(type(tracker))
     try:
-        steps = RunSteps(folder)
-        sender = _Sender(tracker, steps)
-        sender.start()
-        n_sent = sender.send()
-        if not is_running:
-            tracker.finish(steps.ending())
+        with closing(tracker):  # which may be what sends the rest
+            steps = RunSteps(folder)
+            sender = _Sender(tracker, steps)
+            sender.start()
+            n_sent = sender.send()
+            if not is_running:
+                tracker.finish(steps.ending())
     except EvomergeError:
         raise
     except Exception as error:  # a library and its network can raise anything
         raise RunError(f"tracker {name!r}: {_described(error)}") from error
-    finally:
-        tracker.close()
     return n_sent, steps.told
 
 

@@ -75,7 +75,9 @@ def convert(folder: Path, kind: str, converter: Path | None) -> Path:
     run_with = [sys.executable] if script.suffix == ".py" else []
     command = [*run_with, str(script), str(folder), "--outfile", str(partial), "--outtype", kind]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode == 0 and partial.is_file():
             partial.replace(file)
             return file

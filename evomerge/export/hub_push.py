@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.errors import ConfigError, RunError, first_line, without_secrets
-
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", flags=re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -23,9 +20,16 @@ class Pushed:
 
 def check_push(repo_id: str) -> None:
     """Raise ConfigError for what can be known to fail before anything is exported."""
-    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        raise ConfigError(f"--push-to-hub is {repo_id!r}, expected ORG/NAME of a model of the hub")
     from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        is_full = "/" in repo_id
+    except HFValidationError:
+        is_full = False
+    if not is_full:
+        raise ConfigError(f"--push-to-hub is {repo_id!r}, expected ORG/NAME of a model of the hub")
 
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("--push-to-hub: HF_HUB_OFFLINE is set; unset it, or leave the push out")

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from evomerge.errors import RunLockedError
+from evomerge.errors import RunError, RunLockedError
 from evomerge.storage.atomic import write_atomically
 
 LEASE_SECONDS = 30.0
@@ -31,14 +31,20 @@ class Lease:
 
         Raises:
             RunLockedError: Another driver holds it; the message names host and process.
+            RunError: The file system has no locks.
         """
         self.folder = folder
         self.path = folder / "lease.json"
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(self._lock)
+            if not isinstance(error, BlockingIOError):
+                raise RunError(
+                    f"{folder / 'lock'}: cannot be locked: {error.strerror}. Put the run on a file "
+                    "system that has locks"
+                ) from None
             raise RunLockedError(
                 f"{folder}: {self._holder()} is running this search. Follow it with `evomerge "
                 f"status`, or stop it with Ctrl-C before this."

@@ -119,10 +119,10 @@ class Mirror:
                     files_at = time.monotonic()
         except RunError as error:
             self._failure = error
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever it is: a driver must not go on without its mirror
             self._failure = RunError(
-                f"{self._run.path}: cannot be copied to {self._run.url}: {error}. Nothing that was "
-                "told is lost; resume the run"
+                f"{self._run.path}: cannot be copied to {self._run.url}: "
+                f"{type(error).__name__}: {error}. Nothing that was told is lost; resume the run"
             )
 
     def _renew_often(self) -> None:
@@ -150,13 +150,14 @@ class Mirror:
         if self._behind_since is None:
             self._behind_since = time.monotonic()
         with path.open("rb") as file:
-            if not self._width:
-                self._width = _row_bytes(file.readline())
             file.seek(self._position.journal)
             data = file.read()
-        lines = data[: data.rfind(b"\n") + 1]
-        if not lines:
-            return
+            lines = data[: data.rfind(b"\n") + 1]
+            if not lines:
+                return
+            if not self._width:
+                file.seek(0)
+                self._width = _row_bytes(file.readline())
         n_bytes = self._width * sum(map(_has_row, lines.splitlines()))
         rows = b""
         if n_bytes:
@@ -184,7 +185,7 @@ class Mirror:
         return True
 
     def _put_files(self, *, all_of_them: bool = False) -> None:
-        """Put the other files that changed, and remove those that are gone."""
+        """Put the other files that changed, and remove parked results that are gone."""
         now = local_files(self._run.path)
         for name, facts in now.items():
             pause = 0.0 if all_of_them else _SELDOM.get(name, 0.0)
@@ -197,7 +198,9 @@ class Mirror:
                 continue  # a parked result whose turn came
             self._files[name] = (self._put_file(name, data), *facts)
             self._put_at[name] = time.monotonic()
-        for name in set(self._files) - set(now):
+        # The rest of a run is never deleted: it is gone only where somebody cleared the folder.
+        gone = set(self._files) - set(now)
+        for name in filter(lambda name: name.startswith("arrived/"), gone):
             self._run.store.delete(name)
             del self._files[name]
             self._versions.pop(name, None)

@@ -122,6 +122,8 @@ class ObjectStore:
             except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
                 there = self.get(name)
                 return there.version if there is not None and there.data == data else None
+            except (FileNotFoundError, self._errors.NotFoundError):
+                return None  # what was to be replaced is gone
         return _version(done)
 
     def names(self, prefix: str = "") -> dict[str, str]:

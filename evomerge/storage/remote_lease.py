@@ -86,13 +86,18 @@ class RemoteLease:
             RunError: The store cannot be reached.
         """
         self._beat += 1
-        version = self._store.replace(NAME, self._data(released=released), self._version)
+        data = self._data(released=released)
+        version = self._store.replace(NAME, data, self._version)
         if version is None:
             there = self._store.get(NAME)
-            who = "another driver" if there is None else holder(_body(there))
-            raise RunLockedError(
-                f"{self._store.url}: {who} has taken this run over; this driver stops"
-            )
+            body = {} if there is None else _body(there)
+            # An earlier renewal may have been carried out although it ended in an error.
+            if there is not None and body.get("driver") == self.driver:
+                version = self._store.replace(NAME, data, there.version)
+            if version is None:
+                raise RunLockedError(
+                    f"{self._store.url}: {holder(body)} has taken this run over; this driver stops"
+                )
         self._version = version
 
 

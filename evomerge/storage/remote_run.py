@@ -90,16 +90,10 @@ class RemoteRun:
             RunLockedError: Another process is creating it.
         """
         with self.folder.alone():
+            self._refuse_run()  # first: the lease may be that of a driver on this machine
             lease = RemoteLease(self.store, self.folder.place())
             try:
-                names = self.store.names()
-                if CONFIG in names:
-                    raise RunError(f"{self.url}: exists; choose another URL")
-                if _segment_numbers(names):
-                    raise RunError(
-                        f"{self.url}: holds a journal and no {CONFIG}; restore that object, or "
-                        "choose another URL"
-                    )
+                self._refuse_run()
                 for name, data in files.items():
                     if name != CONFIG and belongs_in_store(name):
                         self.store.put(name, data)
@@ -107,12 +101,23 @@ class RemoteRun:
                 journal = files.get(JOURNAL, b"")
                 if journal:
                     first = Segment(0, lease.driver, START, 0, journal, 0, files.get(SCORES, b""))
-                    self.store.put(first.name, first.encode())
+                    if self.store.create(first.name, first.encode()) is None:
+                        raise RunError(f"{self.url}: exists; choose another URL")
                 if self.store.create(CONFIG, files[CONFIG]) is None:
                     raise RunError(f"{self.url}: exists; choose another URL")
             finally:
                 lease.renew(released=True)
         self.pull()
+
+    def _refuse_run(self) -> None:
+        names = self.store.names()
+        if CONFIG in names:
+            raise RunError(f"{self.url}: exists; choose another URL")
+        if _segment_numbers(names):
+            raise RunError(
+                f"{self.url}: holds a journal and no {CONFIG}; restore that object, or choose "
+                "another URL"
+            )
 
     def is_driven(self) -> bool:
         """Return whether a driver, here or elsewhere, is writing the run; only reads."""

@@ -6,26 +6,10 @@ journals the result.
 
 from __future__ import annotations
 
-import calendar
-import re
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.errors import RunError
-
-_RESULT = re.compile(
-    rb"^(\S+Z) candidate (\d+) (?:scored|failed) worker=\S+ attempt=\d+ seconds=([0-9.]+)"
-)
-_MACHINE = re.compile(rb"^(\S+Z) machine ")
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """When a result arrived, in seconds since 1970, and the seconds its worker spent on it."""
-
-    ended: float
-    seconds: float
+from evomerge.storage.event_lines import Result, parse_machine, parse_result
 
 
 class ResultTimes:
@@ -38,7 +22,7 @@ class ResultTimes:
         """
         self._path = path
         self._end = 0
-        self._arrivals: dict[int, Arrival] = {}
+        self._arrivals: dict[int, Result] = {}
         self.sessions: list[float] = []
 
     def poll(self) -> None:
@@ -58,25 +42,14 @@ class ResultTimes:
         whole = data[: data.rfind(b"\n") + 1]
         self._end += len(whole)
         for line in whole.splitlines():
-            self._take(line)
+            self._take(line.decode(errors="replace"))
 
-    def _take(self, line: bytes) -> None:
-        if found := _RESULT.match(line):
-            try:
-                arrival = Arrival(_seconds_since_1970(found[1]), float(found[3]))
-            except ValueError:  # a line that only looks like one, in somebody's traceback
-                return
-            self._arrivals[int(found[2])] = arrival
-        elif found := _MACHINE.match(line):
-            try:
-                self.sessions.append(_seconds_since_1970(found[1]))
-            except ValueError:
-                return
+    def _take(self, line: str) -> None:
+        if result := parse_result(line):
+            self._arrivals[result.candidate] = result
+        elif machine := parse_machine(line):
+            self.sessions.append(machine.at)
 
-    def pop(self, candidate_id: int) -> Arrival | None:
+    def pop(self, candidate_id: int) -> Result | None:
         """Return the arrival of a candidate's result and forget it; None where none was noted."""
         return self._arrivals.pop(candidate_id, None)
-
-
-def _seconds_since_1970(stamp: bytes) -> float:
-    return float(calendar.timegm(time.strptime(stamp.decode(), "%Y-%m-%dT%H:%M:%SZ")))

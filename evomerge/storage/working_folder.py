@@ -27,6 +27,9 @@ JOURNAL, SCORES = "journal.jsonl", "scores.f32"
 _OF_ONE_MACHINE = ("lock", "lease.json")
 # Kept as segments, or of one machine only.
 _NOT_COPIED = (JOURNAL, "journal.jsonl.cut", SCORES, *_OF_ONE_MACHINE, "lease-probe")
+_FOLDERS = ("arrived", "exports", "trackers")  # a run's own: no file can have these names
+# Beside the folder; hidden, as no run's name is.
+_LOCK, _PLACE, _NOTE = ".pull.lock", ".place", ".copied.json"
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}|arrived/[0-9]{8}\.json")
 
 
@@ -114,21 +117,21 @@ class WorkingFolder:
         """Let one process at a time change the working folder from outside."""
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.home / "pull.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(self.home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
         except OSError as error:
             raise RunError(
-                f"{self.home}: cannot hold the working folder of {self.url}: {error.strerror}. "
-                "Name another place in EVOMERGE_RUNS"
+                f"{self.home}: cannot hold the working folder of {self.url}: "
+                f"{error.strerror or error}. Name another place in EVOMERGE_RUNS"
             ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
     def place(self) -> str:
         """Return a name of this working folder that no other has."""
-        path = self.home / "place"
+        path = self.home / _PLACE
         self.home.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_atomically(path, secrets.token_hex(8).encode(), durable=False)
@@ -137,7 +140,7 @@ class WorkingFolder:
     def copied(self) -> Copied:
         """Return what is noted of the last comparison; nothing where the note is unreadable."""
         try:
-            body = json.loads((self.home / "copied.json").read_bytes())
+            body = json.loads((self.home / _NOTE).read_bytes())
             files = {str(k): (str(v[0]), int(v[1]), int(v[2])) for k, v in body["files"].items()}
             return Copied(Position(**body["position"]), str(body["digest"]), files)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -145,7 +148,7 @@ class WorkingFolder:
 
     def save(self, copied: Copied) -> None:
         """Note what folder and store have in common."""
-        write_atomically(self.home / "copied.json", json.dumps(asdict(copied)).encode())
+        write_atomically(self.home / _NOTE, json.dumps(asdict(copied)).encode())
 
     def digest(self, position: Position) -> str:
         """Return the digest of the folder's journal and scores up to a position."""
@@ -160,7 +163,7 @@ class WorkingFolder:
 
 def belongs_in_store(name: str) -> bool:
     """Return whether a file is kept in a store under its own name; no other name is trusted."""
-    return name not in _NOT_COPIED and _FILE.fullmatch(name) is not None
+    return name not in (*_NOT_COPIED, *_FOLDERS) and _FILE.fullmatch(name) is not None
 
 
 def local_files(folder: Path) -> dict[str, tuple[int, int]]:

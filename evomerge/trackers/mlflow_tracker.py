@@ -22,7 +22,8 @@ from evomerge.trackers.tracker import (
     tracker,
 )
 
-RUN_TAG, SENT_TAG, MARK_TAG = "evomerge.run", "evomerge.sent", "evomerge.mark"
+# The second is number and mark of the last step: one tag, for a crash may come between two.
+RUN_TAG, SENT_TAG = "evomerge.run", "evomerge.sent"
 _PER_CALL = 1000  # metrics that one call of MLflow's takes
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]", flags=re.ASCII)
 _MAX_PARAM = 500  # characters of a parameter's value, in every version of MLflow
@@ -90,8 +91,8 @@ class MlflowTracker:
             return Sent()
         self._id = known[0].info.run_id
         self._client.update_run(self._id, status="RUNNING")
-        tags = known[0].data.tags
-        return Sent(int(tags.get(SENT_TAG, 0)), tags.get(MARK_TAG, ""))
+        number, _, mark = known[0].data.tags.get(SENT_TAG, "0").partition(" ")
+        return Sent(int(number), mark)
 
     def _places(self, run: RunFacts) -> tuple[str, str | None]:
         """Return the tracking URI, and where artifacts go (None: the server knows)."""
@@ -128,8 +129,7 @@ class MlflowTracker:
             ]
         if steps:
             self._client.log_batch(self._id, metrics=batch)
-            self._client.set_tag(self._id, MARK_TAG, steps[-1].mark)
-            self._client.set_tag(self._id, SENT_TAG, str(steps[-1].number))
+            self._client.set_tag(self._id, SENT_TAG, f"{steps[-1].number} {steps[-1].mark}")
 
     def finish(self, ending: Ending) -> None:
         """Keep front and config as artifacts and say how the run ended."""

@@ -74,7 +74,9 @@ class SentFile:
         """Remember the last step that was taken."""
         body = {"run": self._identity, "sent": sent.number, "mark": sent.mark}
         temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(json.dumps(body), encoding="utf-8")
+        temporary.unlink(missing_ok=True)  # a link in somebody else's run would be written through
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(body))
         temporary.replace(self._path)
         self.sent = sent
 

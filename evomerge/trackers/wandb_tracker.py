@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,9 @@ class WandbTracker:
         self._names = run.objectives
         self._place = self.folder or own_place(run, "wandb")
         self._place.mkdir(parents=True, exist_ok=True)
-        self._sent = SentFile(self._place / f"{run.identity}-{self.mode}.json", run)
+        # What one project has, another does not.
+        goal = hashlib.blake2b(f"{self.entity}/{self.project}".encode(), digest_size=4).hexdigest()
+        self._sent = SentFile(self._place / f"{run.identity}-{self.mode}-{goal}.json", run)
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,

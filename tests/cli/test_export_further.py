@@ -102,6 +102,7 @@ def test_a_private_push_does_not_land_in_a_public_model(push, hub):
     ("arguments", "says"),
     [
         (["--push-to-hub", "no-organisation"], "expected ORG/NAME"),
+        (["--push-to-hub", "org/name.git"], "expected ORG/NAME"),
         (["--private"], "belongs to --push-to-hub"),
         (["--push-to-hub", NAME, "--pick", "all"], "take one model"),
     ],
@@ -154,7 +155,10 @@ def test_gguf_options_that_do_not_fit(arguments, says, place, evomerge):
 
 def test_a_converter_that_fails_is_quoted_and_leaves_the_export_whole(place, evomerge):
     script = place.folder / CONVERTER
-    script.write_text("import sys\nsys.exit('Model ViTForImageClassification is not supported')\n")
+    script.write_text(
+        "import sys\nsys.stderr.buffer.write(b'\\xff no text\\n')\n"
+        "sys.exit('Model ViTForImageClassification is not supported')\n"
+    )
     done = evomerge(
         "export", "tiny", "--out", "merged", "--gguf", "auto", "--gguf-converter", script
     )

@@ -1,7 +1,12 @@
+import errno
+import fcntl
 import json
 import os
 import time
 
+import pytest
+
+from evomerge.errors import RunError
 from evomerge.storage.lease import LEASE_SECONDS, Lease
 from evomerge.storage.lease_probe import is_driven
 
@@ -26,3 +31,12 @@ def test_a_fresh_lease_of_another_host_counts_until_it_is_old(tmp_path):
     assert not is_driven(tmp_path)
     path.write_text("[")
     assert not is_driven(tmp_path)
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_driver(tmp_path, monkeypatch):
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError, match="lock: cannot be locked: No locks available"):
+        Lease(tmp_path)

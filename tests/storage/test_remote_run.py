@@ -17,6 +17,7 @@ from evomerge.storage.remote_run import RemoteRun
 from evomerge.storage.run_store import RunFolder, RunStore
 from evomerge.storage.salvage import salvage
 from evomerge.storage.segments import read_segment, segment_name
+from evomerge.storage.working_folder import Position
 
 TASKS = {"a": 3, "b": 2}
 HEADER = {"kind": "header", "format": 1, "tasks": TASKS}
@@ -335,7 +336,7 @@ def test_looking_at_a_run_changes_nothing_in_the_store_nor_under_a_driver(run, m
 
 
 def test_files_with_names_that_lead_elsewhere_are_not_fetched(run, machine, objects):
-    for name in ("..evil", "sub/evil", "arrived/evil.json", "lock", ".hidden"):
+    for name in ("..evil", "sub/evil", "arrived/evil.json", "lock", ".hidden", "exports"):
         objects.put(name, b"x")
     other = machine("two")
     found = {path.name for path in other.path.rglob("*")}
@@ -361,3 +362,105 @@ def test_the_lease_says_who_holds_it(run, objects):
     store.close()
     assert json.loads(objects.get("lease.json").data)["released"]
     assert objects.get(segment_name(0)) is not None
+
+
+def test_any_failure_of_the_copying_stops_the_driver(run, monkeypatch):
+    store = opened(run)
+    monkeypatch.setattr(mirror, "_has_row", lambda line: line + 1)  # of no kind that is foreseen
+    store.journal.append({"kind": "told", "id": 0, "error": "no"})
+    wait_for(lambda: not store.lease._threads[0].is_alive())
+    with pytest.raises(RunError, match=r"cannot be copied to .*TypeError"):
+        store.lease.check()
+    store.close()
+
+
+def test_a_cleared_working_folder_takes_nothing_out_of_the_store(run, objects):
+    store = opened(run)
+    die(store)
+    for name in ("config.yaml", "sources.json"):
+        (run.path / name).unlink()
+    store.lease._put_files(all_of_them=True)
+    assert FILES.keys() <= objects.names().keys()
+
+
+def test_a_first_line_that_is_half_written_is_waited_for(run):
+    store = opened(run)
+    die(store)
+    whole = run.journal.read_bytes()
+    store.lease._position = Position()
+    store.lease._width = 0
+    run.journal.write_bytes(whole[:-9])
+    store.lease._push()
+    assert store.lease._position.segments == 0
+
+
+def test_a_renewal_that_ended_in_an_error_may_have_been_carried_out(objects):
+    lease = remote_lease.RemoteLease(objects, "here")
+    before = lease._version
+    lease.renew()
+    lease._version = before  # the answer was lost
+    lease.renew()
+    assert objects.get("lease.json").version == lease._version
+    objects.put("lease.json", b'{"driver": "another", "host": "far", "pid": 3}')
+    with pytest.raises(RunLockedError, match="process 3 on far has taken this run over"):
+        lease.renew()
+
+
+def test_replacing_what_is_gone_writes_nothing(objects):
+    class Gone:
+        """Answers as S3 does, with 404."""
+
+        def __getattr__(self, name):
+            return getattr(obstore, name)
+
+        def put(self, *arguments, **options):
+            raise FileNotFoundError("404")
+
+    objects._api = Gone()
+    assert objects.replace("x", b"y", {"e_tag": "1"}) is None
+
+
+def test_a_create_that_comes_too_late_leaves_the_driver_its_lease(run, objects):
+    store = opened(run)
+    tell(store, 0)
+    lease = objects.get("lease.json").data
+    with pytest.raises(RunError, match="exists; choose another URL"):
+        RemoteRun(objects, run.path.parents[1]).create(FILES)
+    assert objects.get("lease.json").data == lease
+    store.close()
+
+
+def test_a_create_that_stalled_writes_over_no_journal(tmp_path, monkeypatch):
+    late = ObjectStore("s3://bucket/late", MemoryStore())
+    remote = RemoteRun(late, tmp_path)
+    renew = remote_lease.RemoteLease.renew
+
+    def stall(lease, *, released=False):
+        """Have another driver write the first segment after the last look at the lease."""
+        renew(lease, released=released)
+        late.create(segment_name(0), b"of another driver")
+
+    monkeypatch.setattr(remote_lease.RemoteLease, "renew", stall)
+    with pytest.raises(RunError, match="exists"):
+        remote.create({**FILES, "journal.jsonl": b"{}\n"})
+    assert late.get(segment_name(0)).data == b"of another driver"
+
+
+@pytest.mark.parametrize("name", ["place", "copied.json", "pull.lock", "rescue", "aside-1"])
+def test_any_name_of_a_run_may_be_used(name, tmp_path):
+    remote = RemoteRun(ObjectStore(f"s3://bucket/{name}", MemoryStore()), tmp_path)
+    folder = RunFolder(remote.path, remote)
+    folder.create(FILES)
+    store = opened(folder)
+    tell(store, 0)
+    store.close()
+    again = RemoteRun(remote.store, tmp_path / "two")
+    again.pull()
+    assert bytes_of(RunFolder(again.path)) == bytes_of(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named(run, objects):
+    (run.path / "config.yaml").unlink()
+    (run.path / "config.yaml").mkdir()
+    with pytest.raises(RunError, match="Name another place in EVOMERGE_RUNS"):
+        RemoteRun(objects, run.path.parents[1]).pull()

@@ -1,7 +1,8 @@
 import pytest
 
 from evomerge.errors import RunError
-from evomerge.storage.result_times import Arrival, ResultTimes
+from evomerge.storage.event_lines import Result
+from evomerge.storage.result_times import ResultTimes
 
 FIRST = "2026-11-22T10:00:00Z candidate 3 scored worker=w attempt=1 seconds=2.500 a note\n"
 
@@ -17,7 +18,7 @@ def test_lines_are_read_as_they_come(tmp_path):
     assert times.pop(3) is None  # the line is not whole yet
     log.write_text("2026-11-22T09:59:00Z machine Linux\n" + FIRST)
     times.poll()
-    assert times.pop(3) == Arrival(1795341600.0, 2.5)
+    assert times.pop(3) == Result(1795341600.0, 3, False, "w", 2.5)
     assert times.pop(3) is None
 
 

@@ -50,7 +50,8 @@ class Memory:
         self.endings.append(ending)
 
     def close(self) -> None:
-        """Nothing is open."""
+        if self.fails == "close":
+            raise TimeoutError("the last upload of sesame-123 took too long")
 
     def where(self) -> str:
         return "memory"
@@ -108,6 +109,12 @@ def test_a_tracker_that_fails_is_named_once_and_the_search_goes_on(
     assert f"evomerge track {folder.path}" in warnings[0]
     assert folder.events.read_text().count("stopped, the search goes on") == 1
     assert "sesame" not in warnings[0] + folder.events.read_text()
+
+
+def test_a_failure_of_the_last_upload_is_told_like_any_other(run, memory, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "sesame-123")
+    with pytest.raises(RunError, match=r"'memory': TimeoutError: the last upload of \$SOME_TOKEN"):
+        track(run, Memory(fails="close"))
 
 
 def test_a_tracker_that_hangs_is_left_behind(search, memory, monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from evomerge.config.results import RunResults
+from evomerge.errors import RunError
 from evomerge.trackers.mlflow_tracker import MlflowTracker
 from tests.report.synthetic import Plan, write_run
 
@@ -94,3 +95,25 @@ def test_the_address_may_come_from_the_environment(run, send, store, monkeypatch
     send(run, MlflowTracker())
     only_run(store)
     assert not (run.path / "trackers").exists()
+
+
+def test_a_crash_while_noting_how_far_it_got_does_not_make_it_another_run(
+    run, send, grow, store, monkeypatch
+):
+    from mlflow.tracking import MlflowClient
+
+    send(run, MlflowTracker(store))
+    grow(run, range(30, 33))
+    set_tag, notes = MlflowClient.set_tag, []
+
+    def crash(*arguments):
+        if notes:
+            raise OSError("killed")
+        notes.append(set_tag(*arguments))
+
+    monkeypatch.setattr(MlflowClient, "set_tag", crash)
+    monkeypatch.setattr(MlflowTracker, "finish", lambda self, ending: crash())
+    with pytest.raises(RunError, match="killed"):
+        send(run, MlflowTracker(store))
+    monkeypatch.undo()
+    assert send(run, MlflowTracker(store)) == 0

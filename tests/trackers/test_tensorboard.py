@@ -86,3 +86,12 @@ def test_a_folder_of_another_run_is_refused(run, send, tmp_path):
     send(write_run(tmp_path / "other", Plan(n=5)), TensorboardTracker(tmp_path / "tb"))
     with pytest.raises(RunError, match="holds the results of another run"):
         send(run, TensorboardTracker(tmp_path / "tb"))
+
+
+def test_a_link_deeper_in_a_run_folder_is_not_written_through(run, send, tmp_path):
+    (tmp_path / "precious").write_text("keep me")
+    place = run.path / "trackers" / "tensorboard"
+    place.mkdir(parents=True)
+    (place / "evomerge.json.tmp").symlink_to(tmp_path / "precious")
+    assert send(run, TensorboardTracker()) == 30
+    assert (tmp_path / "precious").read_text() == "keep me"

@@ -101,3 +101,9 @@ def test_the_api_key_is_nowhere_in_the_run_folder(run, send):
     assert len(files) > 8
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
     assert KEY not in tracker.where()
+
+
+def test_another_project_gets_everything(run, send):
+    assert send(run, WandbTracker(project="one", mode="offline")) == 30
+    assert send(run, WandbTracker(project="two", mode="offline")) == 30
+    assert send(run, WandbTracker(project="two", mode="offline")) == 0
