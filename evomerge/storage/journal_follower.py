@@ -8,6 +8,7 @@ from typing import Any
 
 from evomerge.core.recipe import canonical_json
 from evomerge.errors import JournalError
+from evomerge.storage.appended import appended_lines
 from evomerge.storage.journal import GENESIS, chain_hash
 
 
@@ -36,17 +37,11 @@ class JournalFollower:
             JournalError: The file cannot be read or was altered. The next look begins anew.
         """
         try:
-            size = self.path.stat().st_size if self.path.exists() else 0
-            if size < self._end:
-                self._forget()
-            if size == self._end:
-                return False
-            with self.path.open("rb") as file:
-                file.seek(self._end)
-                data = file.read()
+            whole, start = appended_lines(self.path, self._end)
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be read: {error.strerror}") from None
-        whole = data[: data.rfind(b"\n") + 1]
+        if start < self._end:
+            self._forget()
         before = len(self.events)
         for line in whole.splitlines(keepends=True):
             self._take(line)

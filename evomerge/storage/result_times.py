@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.errors import RunError
+from evomerge.storage.appended import appended_lines
 from evomerge.storage.event_lines import Result, parse_machine, parse_result
 
 
@@ -31,15 +32,12 @@ class ResultTimes:
         Raises:
             RunError: The file cannot be read.
         """
-        if not self._path.exists():
-            return
         try:
-            with self._path.open("rb") as file:
-                file.seek(self._end)
-                data = file.read()
+            whole, start = appended_lines(self._path, self._end)
         except OSError as error:
             raise RunError(f"{self._path}: cannot be read: {error.strerror or error}") from None
-        whole = data[: data.rfind(b"\n") + 1]
+        if start < self._end:  # somebody cut the log: what is left of it was taken in before
+            return
         self._end += len(whole)
         for line in whole.splitlines():
             self._take(line.decode(errors="replace"))

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from evomerge.errors import RunError
+from evomerge.storage.appended import appended_lines
 from evomerge.storage.event_lines import (
     Result,
     is_draining,
@@ -87,20 +88,14 @@ class LogFollower:
             RunError: The file cannot be read.
         """
         try:
-            size = self._path.stat().st_size if self._path.exists() else 0
-            if size < self._end:
-                self._forget()
-            if size == self._end:
-                return
-            with self._path.open("rb") as file:
-                file.seek(self._end)
-                for line in file:
-                    if not line.endswith(b"\n"):  # still being written
-                        break
-                    self._end += len(line)
-                    self._take(line.decode("utf-8", errors="replace").rstrip("\r\n"))
+            whole, start = appended_lines(self._path, self._end)
         except OSError as error:
             raise RunError(f"{self._path}: cannot be read: {error.strerror or error}") from None
+        if start < self._end:
+            self._forget()
+        self._end = start + len(whole)
+        for line in whole.split(b"\n")[:-1]:
+            self._take(line.decode("utf-8", errors="replace").rstrip("\r"))
 
     def _take(self, line: str) -> None:
         self.lines.append(line)

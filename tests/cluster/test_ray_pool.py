@@ -8,8 +8,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,11 +22,11 @@ from evomerge.runtime.ray_cluster import Cluster
 from evomerge.runtime.ray_pool import RayPool
 from evomerge.search.ports import Outcome
 from tests.cluster import scorers
+from tests.cluster.processes import finish, start_driver
 from tests.cluster.scorers import DIES, ERRS, HANGS, NO_SERVER, RAISES, candidate
 
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[2]
 MakePool = Callable[..., RayPool]
 
 
@@ -324,35 +322,12 @@ def test_a_worker_without_gpu_sees_none(make_pool: MakePool) -> None:
     assert told.error == "CUDA_VISIBLE_DEVICES=''"
 
 
-def start_driver(kind: str, folder: Path) -> subprocess.Popen[str]:
-    """Start one of `tests.cluster.drivers` in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.drivers", kind, str(folder)],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(driver: subprocess.Popen[str], within: float = 120.0) -> list[str]:
-    try:
-        output, _ = driver.communicate(timeout=within)
-    finally:
-        if driver.poll() is None:
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
-    assert driver.returncode == 0, output
-    return output.splitlines()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_process_group_lets_running_evaluations_finish(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    driver = start_driver("signalled", tmp_path)
+    driver = start_driver("tests.cluster.drivers", "signalled", tmp_path)
     until = time.monotonic() + 60
     while len(begun(tmp_path)) < 2:
         assert time.monotonic() < until
@@ -373,13 +348,13 @@ def test_a_signal_to_the_process_group_lets_running_evaluations_finish(
 
 @pytest.mark.slow
 def test_the_breakdown_of_a_private_cluster_is_an_error(tmp_path: Path) -> None:
-    lines = finish(start_driver("breakdown", tmp_path))
+    lines = finish(start_driver("tests.cluster.drivers", "breakdown", tmp_path))
     assert "the private Ray cluster broke down: its raylet ended" in lines[-1]
 
 
 @pytest.mark.slow
 def test_two_searches_on_one_machine_have_a_cluster_each(tmp_path: Path) -> None:
-    drivers = [start_driver("two_at_once", tmp_path) for _ in range(2)]
+    drivers = [start_driver("tests.cluster.drivers", "two_at_once", tmp_path) for _ in range(2)]
     for driver in drivers:
         lines = finish(driver)
         assert len(lines) > 1
@@ -389,7 +364,7 @@ def test_two_searches_on_one_machine_have_a_cluster_each(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_death_of_a_node_loses_no_candidate(tmp_path: Path) -> None:
-    lines = finish(start_driver("node_death", tmp_path), within=200)
+    lines = finish(start_driver("tests.cluster.drivers", "node_death", tmp_path), within=200)
     outcomes = [line.split() for line in lines if line.startswith("outcome")]
     assert sorted(int(line[1]) for line in outcomes) == list(range(60))
     assert all(line[3] == "None" for line in outcomes)

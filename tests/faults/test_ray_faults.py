@@ -5,37 +5,18 @@ Deaths of drivers, actors and raylets are in `test_kill_loop` and in `tests/clus
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(400)]
+from tests.cluster.processes import finish, start_driver
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 def drive(kind: str, folder: Path) -> list[str]:
     """Run one of `tests.faults.ray_drivers` to its end; returns the lines it printed."""
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.ray_drivers", kind, str(folder)],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = driver.communicate(timeout=300)
-    finally:
-        if driver.poll() is None:
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
-    assert driver.returncode == 0, output
-    return output.splitlines()
+    return finish(start_driver("tests.faults.ray_drivers", kind, folder), within=300)
 
 
 def outcomes(lines: list[str]) -> dict[int, tuple[int, str]]:
