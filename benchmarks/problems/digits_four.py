@@ -72,7 +72,7 @@ def build(folder: Path) -> Problem:
         summary="base and 4 ViTs of 39,610 weights (digits 012, 34, 56, 789); accuracy",
         models={name: models[name] for name in ("base", *SKILLS)},
         has_base=True,
-        merge={"name": "task_arithmetic", "groups": "layer", "normalize": False},
+        merge={"name": "task_arithmetic", "normalize": False},
         sizes={skill: int(mask.sum()) for skill, mask in masks["search"].items()},
         score=score,
     )

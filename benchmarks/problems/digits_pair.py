@@ -45,7 +45,7 @@ def build(folder: Path) -> Problem:
         summary="2 MLPs of 19,210 weights (digits 0-4, 5-9), no base; accuracy",
         models=models,
         has_base=False,
-        merge={"name": "linear", "groups": "layer", "normalize": False, "weights": [-0.5, 1.5]},
+        merge={"name": "linear", "normalize": False, "weights": [-0.5, 1.5]},
         sizes={"low": n_low, "high": N_FITNESS - n_low},
         score=score,
     )

@@ -78,7 +78,7 @@ def build(folder: Path) -> Problem:
         summary="base and 3 Llamas of 48,240 weights (reverse, sort, shift letters); exact match",
         models={name: models[name] for name in ("base", *SKILLS)},
         has_base=True,
-        merge={"name": "task_arithmetic", "groups": "layer", "normalize": False},
+        merge={"name": "task_arithmetic", "normalize": False},
         sizes=dict.fromkeys(SKILLS, _N_SEARCH),
         score=score,
     )

@@ -89,7 +89,9 @@ class Problem:
         models: Source id -> tensors, the base first when there is one.
         has_base: Whether the first model is the base of the others.
         merge: The `merge:` section for algorithms that search parameters of a merge method.
-            Algorithms that need the span of the sources search raw linear merges instead.
+            Algorithms that need the span of the sources search raw linear merges instead. Where it
+            names no groups, an algorithm that says how many numbers it searches best gets as many,
+            all others the layers.
         sizes: Task -> number of search examples.
         score: Scores a merged model. Tasks of the search are the objectives.
         optimum: Best mean of the objectives that any merge can reach, where it is known.
@@ -132,14 +134,24 @@ class Problem:
         space = self.model_space
         block = block_size(space.n_elements)
         grams = block_grams(space, self.sources, block)
-        return LinearSpan.from_block_grams(space.sources, space.n_elements, block, grams)
+        return LinearSpan.from_block_grams(
+            space.sources, space.n_elements, block, grams, space.tensor_breaks
+        )
 
     def search_space(self, algorithm: type) -> SearchSpace:
         """Return what an algorithm of this class searches, with all founders."""
         in_span = bool(getattr(algorithm, "needs_span", False))
+        numbers = getattr(algorithm, "wanted_numbers", None)
         body = {"name": "linear", "normalize": False} if in_span else self.merge
-        span = self.span if in_span else None
-        return build_space(body, self.model_space, founders="all", span=span, in_span=in_span)[0]
+        usual = {} if in_span or numbers is not None else {"groups": "layer"}
+        return build_space(
+            {**usual, **body},
+            self.model_space,
+            founders="all",
+            span=self.span if in_span else None,
+            in_span=in_span,
+            numbers=numbers,
+        )[0]
 
     def merged(self, recipe: Recipe) -> dict[str, Tensor]:
         """Return the tensors of a recipe; do not write to them."""

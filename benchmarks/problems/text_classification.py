@@ -84,7 +84,7 @@ def build(folder: Path) -> Problem:
         summary="base and 4 BERTs of 148,800 weights (spam, reviews, intents, domains); accuracy",
         models={name: models[name] for name in ("base", *TASKS)},
         has_base=True,
-        merge={"name": "task_arithmetic", "groups": "layer", "normalize": False},
+        merge={"name": "task_arithmetic", "normalize": False},
         sizes=dict.fromkeys(TASKS, _N_SEARCH),
         score=score,
     )

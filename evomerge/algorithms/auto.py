@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -56,6 +57,10 @@ class Auto:
         weights: Objective -> weight in the mean; None weighs all alike, objectives left out
             count for nothing.
     """
+
+    # Where a config names no groups, the method gets as many as come to about this; see
+    # docs/decisions/0006-auto.md for what others measure.
+    wanted_numbers: ClassVar[int] = 64
 
     optimism: float = 1.0
     front_share: float = 0.0

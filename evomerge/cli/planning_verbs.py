@@ -35,9 +35,7 @@ def init(
         str | None,
         typer.Option("--merge", metavar="METHOD", help="Default: task_arithmetic or linear."),
     ] = None,
-    algorithm: Annotated[
-        str | None, typer.Option("--algorithm", help="Default: nsga2, or cma_es for one task.")
-    ] = None,
+    algorithm: Annotated[str | None, typer.Option("--algorithm", help="Default: auto.")] = None,
     evaluations: Annotated[
         int | None, typer.Option("--evaluations", min=1, help="Budget; default 200.")
     ] = None,

@@ -44,6 +44,7 @@ from evomerge.merging.grams import block_grams
 from evomerge.merging.operator import merge_operators
 from evomerge.runtime.placement import check_device, default_look_ahead
 from evomerge.storage.derived_cache import DerivedCache
+from evomerge.storage.named_path import named_path
 
 REPLAY_PACKAGES = ("numpy", "torch", "transformers", "nevergrad", "optuna")
 
@@ -103,13 +104,13 @@ def resolve_sections(config: RunConfig, base_dir: Path) -> RunConfig:
     if workers is not None:  # on Ray, how many there are is planned once the models are known
         look_ahead = look_ahead or default_look_ahead(workers)
     folders = {
-        key: str((base_dir / Path(folder).expanduser()).resolve())
+        key: str((base_dir / named_path(folder)).resolve())
         for key, folder in (("cache", config.runtime.cache), ("ledger", config.runtime.ledger))
         if folder is not None
     }
     staging = config.runtime.staging
     if staging is not None:
-        place = str((base_dir / Path(staging.folder).expanduser()).resolve())
+        place = str((base_dir / named_path(staging.folder)).resolve())
         staging = staging.model_copy(update={"folder": place})
     return config.model_copy(
         update={
@@ -164,6 +165,12 @@ def needs_span(config: RunConfig) -> bool:
     return bool(getattr(cls, "needs_span", False))
 
 
+def wanted_numbers(config: RunConfig) -> int | None:
+    """Return about how many numbers the config's algorithm searches best; None: it does not say."""
+    cls = search_algorithms.get(str(config.algorithm["name"]))
+    return getattr(cls, "wanted_numbers", None)
+
+
 def build_search_space(
     config: RunConfig,
     models: OpenModels,
@@ -200,6 +207,7 @@ def build_search_space(
         grams=None if derived is None else derived.grams,
         auto_alpha=partial(_measure_alpha, config, models),
         n_layers=None if models.layers is None else models.layers.inputs.n_layers,
+        numbers=wanted_numbers(config),
     )
     if in_span:
         _refuse_idle_keys(config, models, resolved)
@@ -229,7 +237,8 @@ def compute_span(
     n_elements = models.space.n_elements
     block = block_size(n_elements)
     grams = block_grams(models.space, models.sources, block, cache)
-    return LinearSpan.from_block_grams(models.space.sources, n_elements, block, grams)
+    sources, tensors = models.space.sources, models.space.tensor_breaks
+    return LinearSpan.from_block_grams(sources, n_elements, block, grams, tensors)
 
 
 def _measure_alpha(config: RunConfig, models: OpenModels, recipe: Recipe) -> float:
@@ -320,14 +329,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def data_digests(tasks: Tasks) -> dict[str, str]:
-    """Return path -> digest of every file the search's evaluators read, code included."""
+def data_files(tasks: Tasks) -> list[Path]:
+    """Return every file the search's evaluators read, code included."""
     files: set[Path] = set()
     for evaluator in map(whole_of, tasks.search.values()):
         values = [getattr(evaluator, item.name) for item in dataclasses.fields(evaluator)]  # type: ignore[arg-type]
         code = getattr(evaluator, "code_files", tuple)
         files |= {value for value in (*values, *code()) if isinstance(value, Path)}
-    return {str(path): file_digest(path) for path in sorted(files) if path.is_file()}
+    return sorted(path for path in files if path.is_file())
+
+
+def data_digests(tasks: Tasks) -> dict[str, str]:
+    """Return path -> digest of every file the search's evaluators read; see `data_files`."""
+    return {str(path): file_digest(path) for path in data_files(tasks)}
 
 
 def header_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.errors import PreflightError
 from evomerge.merging.derived import RANK_CODES
 from evomerge.storage.derived_cache import DerivedCache, default_cache_root
+from evomerge.storage.named_path import named_path
 
 # A search takes at most this part of the disk's free space for rank codes, which are half as
 # large as the models; `evomerge prepare` takes what it needs.
@@ -22,7 +23,7 @@ def open_cache(folder: str | None, budget_bytes: int | None = None) -> DerivedCa
     Raises:
         ConfigError: The budget is not positive.
     """
-    root = default_cache_root() if folder is None else Path(folder).expanduser()
+    root = default_cache_root() if folder is None else named_path(folder)
     return DerivedCache(root, budget_bytes=budget_bytes)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from evomerge.config.finalists import best_parents
 from evomerge.config.results import RunResults
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.candidate import split_scores
 from evomerge.core.confidence import standard_errors, unbeaten
 from evomerge.core.epsilon_archive import EpsilonArchive
+from evomerge.core.intervals import resample
 from evomerge.core.pareto import ParetoFront
 from evomerge.errors import ConfigError
+from evomerge.seeding import generator
 from evomerge.storage.score_log import ScoreLog
 
 SMALLEST_EPSILON = 1e-9  # where all candidates agree on every example
@@ -55,6 +60,46 @@ def thin_front(results: RunResults) -> ParetoFront:
     for candidate_id, values in zip(front.candidate_ids, front.objectives, strict=True):
         archive.add(int(candidate_id), values)
     return archive.front()
+
+
+def front_noise(results: RunResults, front: ParetoFront) -> dict[int, dict[str, Any]]:
+    """Return how surely the members of a front are what they seem, JSON-ready.
+
+    Candidate -> ``n`` (objective -> examples), ``intervals`` (objective -> 95 % bootstrap interval)
+    and ``gains`` (objective -> ``over``, the unmerged model that is best in it, ``gain`` and its
+    paired ``interval``; nothing where no such model was scored). Search scores: the best of many
+    is too high on average, which no interval shows.
+
+    Raises:
+        JournalError: The scores are damaged.
+    """
+    members = [int(i) for i in front.candidate_ids]
+    if not members:
+        return {}
+    items, parents = results.objectives.items, best_parents(results)
+    ids = list(dict.fromkeys([*members, *parents.values()]))
+    scores = example_scores(results, np.array(ids, dtype=np.int64))
+    draws = resample(scores, items, generator(results.config.seed, "front", "bootstrap"))
+    rows = {i: {task: table[row] for task, table in scores.items()} for row, i in enumerate(ids)}
+    values = {i: {item.name: item.value(rows[i]) for item in items} for i in ids}
+    sizes = {item.name: sum(scores[task].shape[1] for task in item.weights) for item in items}
+    found: dict[int, dict[str, Any]] = {}
+    for member in members:
+        row = ids.index(member)
+        found[member] = {
+            "n": sizes,
+            "intervals": {item.name: draws.interval(row, m) for m, item in enumerate(items)},
+            "gains": {
+                item.name: {
+                    "over": parents[item.name],
+                    "gain": values[member][item.name] - values[parents[item.name]][item.name],
+                    "interval": draws.difference(row, ids.index(parents[item.name]), m),
+                }
+                for m, item in enumerate(items)
+                if item.name in parents
+            },
+        }
+    return found
 
 
 def example_scores(results: RunResults, candidate_ids: IntArray) -> dict[str, ScoreArray]:

@@ -180,7 +180,12 @@ def _method(name: str) -> Schema:
     cut = "|".join(item.replace(":N", r":[1-9]\d*") for item in GROUPINGS)
     properties |= {
         "name": {"const": name},
-        "groups": {"type": "string", "pattern": f"^({cut})$", "default": "global"},
+        "groups": {
+            "type": "string",
+            "pattern": f"^({cut})$",
+            "description": "'global' where it is left out; with algorithm 'auto' one that makes "
+            "about 64 searched numbers",
+        },
         "layer_scale": {"type": "object"},
         "modules": {"const": "search"},
     }

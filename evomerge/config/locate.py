@@ -55,7 +55,10 @@ def locate(run: Path) -> RunFolder:
     if object_url(run) is not None:
         folder = run_at(run)
         if not folder.exists():
-            raise RunError(f"{folder.where}: there is no such run")
+            raise RunError(
+                f"{folder.where}: there is no such run: the store has no config.yaml there. Check "
+                "bucket and name; to begin one, give the URL to `evomerge search CONFIG --run`"
+            )
         return folder
     for path in (run, POPULATIONS / run):
         if RunFolder(path).exists():

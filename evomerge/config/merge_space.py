@@ -64,6 +64,7 @@ def build_space(
     grams: Mapping[str, FloatArray] | None = None,
     auto_alpha: Callable[[Recipe], float] | None = None,
     n_layers: Mapping[str, int] | None = None,
+    numbers: int | None = None,
 ) -> tuple[Space, dict[str, Any]]:
     """Return the search space of a `merge:` section, and the section with all defaults.
 
@@ -78,6 +79,8 @@ def build_space(
         grams: Tensor name -> Gram matrix, for founders in the span; see `founders_of`.
         auto_alpha: Recipe without a layer scale -> what `layer_scale.alpha: auto` means for it.
         n_layers: Source id -> number of its layers, for layer sequences; None: as `model` has.
+        numbers: About how many numbers the algorithm searches best: a method for which the section
+            names no groups gets as many as come to that. None: one group, the whole model.
 
     Raises:
         ConfigError: Unknown method, key or grouping; an illegal value or range; a method that
@@ -87,7 +90,7 @@ def build_space(
         names = model.sources[model.has_base :]
         own = n_layers or dict.fromkeys(names, count_layers(t.spec.name for t in model.tensors))
         return build_sequence_space(body, names, own, founders=founders)
-    build_one = partial(_one_method, model=model, span=span, auto_alpha=auto_alpha)
+    build_one = partial(_one_method, model=model, span=span, auto_alpha=auto_alpha, numbers=numbers)
     space: Space
     space, resolved = build_choice(body, build_one) if ANY_OF in body else build_one(body)
     if founders != "none":
@@ -104,22 +107,30 @@ def _one_method(
     model: ModelSpace,
     span: LinearSpan | None,
     auto_alpha: Callable[[Recipe], float] | None,
+    numbers: int | None,
 ) -> tuple[SearchSpace, dict[str, Any]]:
     """Return the same as `build_space` for a section of one method, without founders."""
     name, operator = _operator(body)
     n_experts = len(model.sources) - model.has_base
     _check_fit(name, operator, model, n_experts)
-    groups = str(body.get("groups", "global"))
-    labels, breaks = _groups(groups, name, operator, model)
     width = len(model.sources) if operator.weights_over == "sources" else n_experts
+    parsed = []
+    for item in gene_fields(operator):
+        where = f"merge.{item.name}"
+        value = body.get(item.name, "search" if item.default is None else item.default)
+        n_knots, value = split_curve(value, where)
+        columns = width if item.per_source else 1
+        parsed.append((item, n_knots, *parse_parameter(item, value, columns, where)))
+    groups = body.get("groups")
+    if groups is None:
+        per_group = sum(param.width for _, _, param, _ in parsed if param is not None)
+        groups = _default_groups(operator, per_group, numbers, model)
+    labels, breaks = _groups(str(groups), name, operator, model)
     searched: list[SearchedParam] = []
     fixed: dict[str, FloatArray] = {}
-    resolved: dict[str, Any] = {"name": name, "groups": groups}
-    for item in gene_fields(operator):
+    resolved: dict[str, Any] = {"name": name, "groups": str(groups)}
+    for item, n_knots, param, row in parsed:
         key = item.name
-        value = body.get(key, "search" if item.default is None else item.default)
-        n_knots, value = split_curve(value, f"merge.{key}")
-        param, row = parse_parameter(item, value, width if item.per_source else 1, f"merge.{key}")
         if param is not None:
             resolved[key] = {"low": param.low, "high": param.high, "initial": param.initial}
             if n_knots is not None:
@@ -136,7 +147,7 @@ def _one_method(
     space = SearchSpace(
         name,
         model.sources,
-        SEGMENTS if breaks else groups,
+        SEGMENTS if breaks else str(groups),
         len(labels),
         tuple(searched),
         fixed,
@@ -152,6 +163,23 @@ def _one_method(
         space = with_switches(space, body[SWITCH], operator)
         resolved[SWITCH] = body[SWITCH]
     return space, resolved | settings
+
+
+def _default_groups(operator: Any, per_group: int, numbers: int | None, model: ModelSpace) -> str:
+    """Return the grouping of a section that names none; see `build_space` for `numbers`.
+
+    Modules where they come to that, give or take a factor of two. Else stretches of all elements
+    in a row where the method can cut tensors, or runs of layers.
+    """
+    count = round((numbers or 0) / max(1, per_group))
+    if count < 2:
+        return "global"
+    modules = len(assign_groups("module", [tensor.spec.name for tensor in model.merged])[0])
+    if count <= 2 * modules <= 4 * count:
+        return "module"
+    if operator.sliceable:
+        return f"chunk:{min(count, model.n_elements)}"
+    return f"block:{count}"
 
 
 def _groups(

@@ -19,6 +19,7 @@ from evomerge.config.schema import ModelConfig
 from evomerge.config.starter import placed, run_name, unique
 from evomerge.config.yaml_file import read_yaml
 from evomerge.errors import ConfigError, nearest
+from evomerge.storage.named_path import named_path
 
 EVALUATIONS = 100  # `--max-fevals`
 _METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
@@ -225,7 +226,7 @@ def _depth(models: Sequence[ModelConfig]) -> int | None:
     """Return the number of layers of the first model that is a folder, from the current one."""
     for model in models:
         try:
-            config = json.loads((Path(model.model).expanduser() / "config.json").read_bytes())
+            config = json.loads((named_path(model.model) / "config.json").read_bytes())
         except (OSError, ValueError):
             continue
         depth = config.get("num_hidden_layers") if isinstance(config, dict) else None

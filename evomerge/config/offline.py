@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.config.build import build_algorithm, build_objectives, needs_span, resolve_sections
+from evomerge.config.build import (
+    build_algorithm,
+    build_objectives,
+    needs_span,
+    resolve_sections,
+    wanted_numbers,
+)
 from evomerge.config.constraints import check_bound_sources
 from evomerge.config.merge_space import build_space
 from evomerge.config.models import name_models
@@ -52,6 +58,7 @@ def check_offline(config: RunConfig, base_dir: Path) -> RunConfig:
         in_span=in_span,
         virtual=virtual,
         auto_alpha=lambda _: 1.0,
+        numbers=wanted_numbers(named),
     )
     if not in_span:  # refuses settings of its own
         algorithm = build_algorithm(named)

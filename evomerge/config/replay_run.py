@@ -13,10 +13,9 @@ from evomerge.config.tasks import build_tasks
 from evomerge.config.workers import load_derived, read_sources, worker_of
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import scored_examples, split_scores
-from evomerge.errors import ConfigError, EvaluationError, EvomergeError, RunError, first_line
+from evomerge.errors import EvaluationError, EvomergeError, RunError, first_line
 from evomerge.runtime.placement import threads_per_worker
 from evomerge.runtime.worker import MergeInputs
-from evomerge.search.events import Event
 from evomerge.storage.run_store import RunFolder
 from evomerge.storage.score_log import ScoreLog
 
@@ -78,7 +77,7 @@ def replay_candidate(folder: RunFolder, candidate_id: int) -> Replayed:
     """
     results = RunResults(folder)
     recipe = results.candidate(candidate_id).recipe
-    event = _told(results, candidate_id)
+    event = results.told_of(candidate_id)
     config = results.config
     models = open_models(config, known=read_sources(folder))
     derived, _ = load_derived(folder, models, usable_cache(config.runtime.cache))
@@ -112,17 +111,6 @@ def replay_candidate(folder: RunFolder, candidate_id: int) -> Replayed:
     before = split_scores(recorded, tasks.sizes)
     compared = tuple(_compare(task, before[task], again[task]) for task in tasks.sizes)
     return Replayed(candidate_id, str(event["weights"]), weights, compared)
-
-
-def _told(results: RunResults, candidate_id: int) -> Event:
-    """Return the event with a candidate's scores."""
-    event = next((e for e in results.told if int(e["id"]) == candidate_id), None)
-    where = f"candidate {candidate_id} of {results.folder.path}"
-    if event is None:
-        raise ConfigError(f"{where} was not scored yet; there is nothing to compare with")
-    if "error" in event:
-        raise ConfigError(f"{where} failed, so it has no scores: {event['error']}")
-    return event
 
 
 def _compare(task: str, before: ScoreArray, now: ScoreArray) -> TaskReplay:

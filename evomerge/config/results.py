@@ -113,22 +113,48 @@ class RunResults:
         """Return objective -> value of a scored candidate.
 
         Raises:
-            ConfigError: It does not exist or was not scored.
+            ConfigError: It does not exist or has no objectives.
         """
-        for event in self.scored:
-            if int(event["id"]) == candidate_id:
-                return dict(zip(self.objectives.names, event["objectives"], strict=True))
-        state = "failed or is not finished" if candidate_id in self.asked else "does not exist"
-        raise ConfigError(f"candidate {candidate_id} of {self.folder.path} {state}")
+        event = self.told_of(candidate_id)
+        if "objectives" not in event:
+            raise ConfigError(
+                f"{self._named(candidate_id)} was scored on {self.n_examples_of(candidate_id)} of "
+                f"{self.n_examples} examples only, so it has no objectives"
+            )
+        return dict(zip(self.objectives.names, event["objectives"], strict=True))
+
+    def told_of(self, candidate_id: int) -> Event:
+        """Return the event with a candidate's scores.
+
+        Raises:
+            ConfigError: It does not exist, failed, or is not scored yet.
+        """
+        self.candidate(candidate_id)
+        event = next((e for e in self.told if int(e["id"]) == candidate_id), None)
+        if event is None:
+            raise ConfigError(f"{self._named(candidate_id)} has not been scored yet")
+        if "error" in event:
+            raise ConfigError(
+                f"{self._named(candidate_id)} failed, so it has no scores: {event['error']}"
+            )
+        return event
+
+    def _named(self, candidate_id: int) -> str:
+        return f"{self.folder.where}: candidate {candidate_id}"
 
     def weights_digest(self, candidate_id: int) -> str:
         """Return the digest of the tensors that were scored."""
         return next(str(e["weights"]) for e in self.scored if int(e["id"]) == candidate_id)
 
     def candidate(self, candidate_id: int) -> Candidate:
-        """Return a candidate as it was asked."""
+        """Return a candidate as it was asked.
+
+        Raises:
+            ConfigError: It does not exist.
+        """
         if candidate_id not in self.asked:
-            raise ConfigError(f"candidate {candidate_id} does not exist in {self.folder.path}")
+            known = f"0 to {max(self.asked)}" if self.asked else "none yet"
+            raise ConfigError(f"{self._named(candidate_id)} does not exist (there are {known})")
         return candidate_of(self.asked[candidate_id], self.config.seed)
 
     @property

@@ -19,6 +19,7 @@ from evomerge.config.build import (
     compute_derived,
     compute_span,
     data_digests,
+    data_files,
     header_differences,
     needs_span,
     resolve_config,
@@ -161,12 +162,11 @@ class Session:
         self.folder = folder
         self._insecure = insecure
         self._on_warning = on_warning
-        self.config = config or read_run_config(folder)
-        self.models = open_models(self.config, known=read_sources(folder))
-        self._files = WatchedFiles(source_files(self.models.record))
+        self.config = config = config or read_run_config(folder)
         self.tasks = build_tasks(self.config)
-        cache = usable_cache(self.config.runtime.cache)
-        self.derived, span = load_derived(folder, self.models, cache)
+        self.models = open_models(self.config, known=read_sources(folder))
+        self._files = WatchedFiles([*source_files(self.models.record), *data_files(self.tasks)])
+        self.derived, span = load_derived(folder, self.models, usable_cache(config.runtime.cache))
         self.objectives = build_objectives(self.config)
         warm = WarmStart.of(folder)
         self.space, _ = build_search_space(

@@ -1,4 +1,4 @@
-"""A run's models, read from a copy on this machine's own disk where the config asks for it."""
+"""A run's models as this machine reads them: from its own hub cache, or from copies on its disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.config.schema import ModelConfig, RunConfig
-from evomerge.runtime.staging import Staging
+from evomerge.runtime.staging import Staged, Staging
+from evomerge.storage.hub import on_this_machine
 
 
 def staged_models(
     config: RunConfig, record: Sequence[Mapping[str, Any]]
 ) -> tuple[RunConfig, tuple[str, ...]]:
-    """Return the config with the paths of copies, and a note for every model that has none.
+    """Return the config with the paths to read, and a note for every model without its copy.
+
+    A hub model that the run's first machine downloaded is taken from this machine's own cache.
 
     Copies keep the sizes and times of the files, by which `open_models` knows them from the run's
     record: a model that was changed since is refused as it would be without staging.
@@ -23,23 +26,21 @@ def staged_models(
         record: Its sources.json.
 
     Raises:
-        SourceError: A model cannot be read, or changed while it was copied.
+        SourceError: A model cannot be read or downloaded, or changed while it was copied.
     """
     wanted = config.runtime.staging
-    if wanted is None:
-        return config, ()
-    staging = Staging(Path(wanted.folder), wanted.max_bytes)
-    found = {}
-    for path in dict.fromkeys(
-        path for model in _models(config) for path in (model.model, model.lora) if path is not None
-    ):
-        found[path] = staging.stage(Path(path), _digests(path, record))
+    staging = None if wanted is None else Staging(Path(wanted.folder), wanted.max_bytes)
+    found: dict[str | None, Staged] = {}
+    for model in _models(config):
+        for path in (model.model, model.lora):
+            if path is not None and path not in found:
+                here = on_this_machine(Path(path))
+                digests = _digests(path, record)
+                found[path] = Staged(here) if staging is None else staging.stage(here, digests)
 
     def moved(model: ModelConfig) -> ModelConfig:
-        paths = {"model": str(found[model.model].path)}
-        if model.lora is not None:
-            paths["lora"] = str(found[model.lora].path)
-        return model.model_copy(update=paths)
+        lora = None if model.lora is None else str(found[model.lora].path)
+        return model.model_copy(update={"model": str(found[model.model].path), "lora": lora})
 
     base = None if config.base_model is None else moved(config.base_model)
     changes = {"base_model": base, "models": [moved(model) for model in config.models]}

@@ -16,8 +16,10 @@ from evomerge.config.offline import check_offline
 from evomerge.config.schema import parse_config
 from evomerge.config.yaml_file import parse_mapping
 from evomerge.errors import ConfigError
+from evomerge.storage.named_path import named_path
 
 EVALUATIONS = 200
+FRONT_SHARE = 0.25  # of auto's proposals, where there are several tasks
 _SEARCHED = 200  # examples of a task that the search sees, where there are twice as many
 # Keys of an example -> the evaluator that reads them; the first that fits counts.
 _BY_KEYS = (
@@ -75,14 +77,16 @@ def starter(answers: Answers, folder: Path, name: str) -> str:
         raise ConfigError("init: give at least one --task, a JSONL file or an lm-eval task")
     method = answers.merge or ("task_arithmetic" if answers.base else "linear")
     tasks = task_sections(answers, folder)
-    algorithm = answers.algorithm or ("nsga2" if len(tasks) > 1 else "cma_es")
+    algorithm: dict[str, Any] = {"name": answers.algorithm or "auto"}
+    if not answers.algorithm and len(tasks) > 1:
+        algorithm["front_share"] = FRONT_SHARE
     body: dict[str, Any] = {"version": 1, "name": run_name(answers.name or name), "seed": 0}
     if answers.base:
         body["base_model"] = placed(answers.base, folder)
     body |= {
         "models": [{"model": placed(model, folder)} for model in answers.models],
-        "merge": {"name": method, "groups": "block:4"},
-        "algorithm": {"name": algorithm},
+        "merge": {"name": method} | ({} if algorithm["name"] == "auto" else {"groups": "block:4"}),
+        "algorithm": algorithm,
         "tasks": tasks,
         "budget": {"evaluations": answers.evaluations or EVALUATIONS},
         "runtime": {"executor": "in-process", "device": "auto"},
@@ -91,10 +95,14 @@ def starter(answers: Answers, folder: Path, name: str) -> str:
         "base_model": ["What the models were tuned from: a folder (from this file's) or a Hub id."],
         "models": ["The fine-tunes; `name:` is what recipes call one, `lora:` an adapter on it."],
         "merge": [
-            "The method and what shares its parameters: global, block:N (of the layers), layer, "
-            "kind or module. Parameters: fixed (0.5), searched (search, or [0.2, 1.0])."
+            "The method. `groups:` says what shares its parameters: global, block:N (of the "
+            "layers), layer, kind, module or chunk:N; auto chooses where it is left out. "
+            "Parameters: fixed (0.5), searched (search, or [0.2, 1.0])."
         ],
-        "algorithm": ["nsga2 finds a front of all tasks; cma_es the best mean; auto needs least."],
+        "algorithm": [
+            "auto needs the fewest evaluations; with several tasks a `front_share` of them goes "
+            "into the front."
+        ],
         "tasks": [
             "What merges are scored on, 200 examples or more each. `held_out` is never seen by "
             "the search; exports and reports score it."
@@ -126,7 +134,7 @@ def task_sections(answers: Answers, folder: Path) -> list[dict[str, Any]]:
 
 def placed(reference: str, folder: Path) -> str:
     """Return a model or file, given from the current folder, as a config in `folder` names it."""
-    path = Path(reference).expanduser()
+    path = named_path(reference)
     is_local = path.exists() or reference.startswith((".", "/", "~"))
     if not is_local or path.is_absolute():
         return str(path) if is_local else reference
@@ -152,7 +160,7 @@ def unique(names: Sequence[str]) -> list[str]:
 
 
 def _task(task: str, answers: Answers, folder: Path) -> dict[str, Any]:
-    path = Path(task).expanduser()
+    path = named_path(task)
     if not path.is_file():
         if path.suffix in (".jsonl", ".json", ".csv", ".txt") or "/" in task:
             raise ConfigError(f"--task {task}: there is no such file")

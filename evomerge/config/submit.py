@@ -8,6 +8,7 @@ from pathlib import Path
 from evomerge.config.build import resolve_sections
 from evomerge.config.schema import ModelConfig, RunConfig
 from evomerge.errors import ConfigError
+from evomerge.storage.named_path import named_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _PINNED = re.compile(r"[A-Za-z0-9._-]+(\[[A-Za-z0-9._,-]+\])?==[A-Za-z0-9.!+_-]+")
@@ -43,7 +44,7 @@ def _portable(model: ModelConfig, base_dir: Path) -> ModelConfig:
 
 
 def _absolute(ref: str, base_dir: Path) -> str:
-    path = (base_dir / Path(ref).expanduser()).absolute()
+    path = (base_dir / named_path(ref)).absolute()
     return ref if _HUB_ID.fullmatch(ref) and not path.exists() else str(path)
 
 

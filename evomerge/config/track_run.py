@@ -18,6 +18,7 @@ from evomerge.config.trackers import build_tracker
 from evomerge.errors import EvomergeError, RunError, first_line, without_secrets
 from evomerge.storage.run_store import RunFolder
 from evomerge.trackers.places import of_another_run
+from evomerge.trackers.sole_sender import sole_sender
 from evomerge.trackers.tracker import Sent, Step, Tracker, trackers
 
 POLL_SECONDS = 1.0
@@ -38,11 +39,11 @@ def track(folder: RunFolder, tracker: Tracker, *, is_running: bool = False) -> t
         How many results were sent now, and how many the tracker has in all.
 
     Raises:
-        RunError: The tracker cannot be used or holds another run.
+        RunError: The tracker cannot be used or holds another run, or another process sends there.
     """
     name = trackers.name_of(type(tracker))
     try:
-        with closing(tracker):  # which may be what sends the rest
+        with sole_sender(folder.path, tracker), closing(tracker):  # which may send the rest
             steps = RunSteps(folder)
             sender = _Sender(tracker, steps)
             sender.start()
@@ -137,15 +138,18 @@ class _Follower(threading.Thread):
         """Work; every failure becomes one line."""
         try:
             tracker, _ = build_tracker(self._body, "trackers", Path())
-            try:
+            # `evomerge track` beside a search ends soon.
+            with sole_sender(self._folder.path, tracker, self._wait), closing(tracker):
                 self._follow(tracker)
-            finally:
-                tracker.close()
         except BaseException as error:  # a library's SystemExit, too
             self._on_trouble(
                 f"{self.name} stopped, the search goes on: {_described(error)}. When mended: "
                 f"evomerge track {self._folder.where}"
             )
+
+    def _wait(self) -> bool:
+        time.sleep(POLL_SECONDS / 5)
+        return True  # how long the end of a search waits is not decided here
 
     def _follow(self, tracker: Tracker) -> None:
         steps = RunSteps(self._folder)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from evomerge.config.engines import engine_of, refuse_engines
 from evomerge.config.model_size import model_bytes, specs_bytes
 from evomerge.config.models import OpenModels
 from evomerge.config.schema import RunConfig, RuntimeConfig
@@ -34,18 +35,14 @@ def worker_need(models: OpenModels, evaluators: Mapping[str, Evaluator]) -> Mode
     """
     space = models.space
     # As `worker_of` loads them: an engine holds the model once more.
-    resident = {
-        getattr(whole_of(e), "engine", None) or e.auto_class
-        for e in evaluators.values()
-        if e.auto_class is not None
-    }
+    resident = {engine_of(e) or e.auto_class for e in evaluators.values() if e.auto_class}
     largest = 4 * max((t.spec.n_elements for t in space.merged), default=0)
     weights = model_bytes(models)
     merge = largest * (len(space.sources) + 2)
     if models.layers is not None:
         weights, merge = specs_bytes(models.layers.tensors()), 0
-    # An engine fills the GPU it is on.
-    has_engine = any(getattr(whole_of(e), "engine", None) is not None for e in evaluators.values())
+    # An engine fills the GPU it is on, and uses no other.
+    has_engine = any(engine_of(e) for e in evaluators.values())
     config = dict(models.config or _config_of(models))
     per_token = _bytes_per_token(config, DTYPES[space.float_dtype].itemsize)
     logits = _LOGITS_BYTES if "vocab_size" in config else 0
@@ -64,6 +61,7 @@ def worker_need(models: OpenModels, evaluators: Mapping[str, Evaluator]) -> Mode
         least_bytes=batch(ACCELERATOR_TOKENS, LEAST_TOKENS),
         full_bytes=_WHOLE_GPU if has_engine else batch(ACCELERATOR_TOKENS),
         cpu_bytes=batch(CPU_TOKENS),
+        divides=not has_engine,
     )
 
 
@@ -143,8 +141,16 @@ def planned(
     """Return the config with what `plan_of` decides, and the plan; see `with_plan`.
 
     A cluster elsewhere is not asked, and the plan is None, where nothing is left to be decided.
+
+    Raises:
+        ConfigError: An engine is placed as none can be, or no node can hold a worker.
+        ExecutorError: The cluster cannot be asked.
     """
-    is_open = config.search.look_ahead is None or config.runtime.address is None
+    runtime = config.runtime
+    refuse_engines(
+        evaluators, models, device=runtime.device, gpus_per_worker=runtime.gpus_per_worker
+    )
+    is_open = config.search.look_ahead is None or runtime.address is None
     plan = plan_of(config, models, evaluators, insecure=insecure) if is_open else None
     return with_plan(config, plan), plan
 

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from evomerge.config.cache import usable_cache
+from evomerge.config.engines import engine_of, refuse_engines
 from evomerge.config.locate import run_at
 from evomerge.config.models import OpenModels, open_models
 from evomerge.config.schema import RunConfig, parse_config
@@ -79,7 +80,8 @@ def load_derived(
         return derived, None
     n_elements = models.space.n_elements
     prefix = arrays[PREFIX_GRAMS]
-    return derived, LinearSpan(models.space.sources, n_elements, block_size(n_elements), prefix)
+    block, tensors = block_size(n_elements), models.space.tensor_breaks
+    return derived, LinearSpan(models.space.sources, n_elements, block, prefix, tensors)
 
 
 def read_run_config(folder: RunFolder) -> RunConfig:
@@ -175,14 +177,15 @@ def worker_of(
     """Load the resident models that the evaluators need, if any, and return a worker.
 
     Raises:
-        ConfigError: The models have no config.json, so nothing can be loaded to score.
+        ConfigError: The models have no config.json, so nothing can be loaded to score, or an
+            engine cannot hold the candidates; see `refuse_engines`.
         SourceError: transformers cannot load the donor.
     """
     use_threads(threads)
     where, spread = pick_device(device), spread_of(device)
     if spread is not None and models.layers is not None:
         raise ConfigError("merge.name: layer_sequence keeps all layers on one device; name one")
-    _refuse_engines(evaluators, models)
+    refuse_engines(evaluators, models, device=device)
     subjects: dict[str | VllmEngine, Subject | VllmSubject] = {}
     served: dict[Hashable, ServedModel] = {}
     scored: dict[str, tuple[Evaluator, Subject | VllmSubject | ServedModel]] = {}
@@ -210,34 +213,6 @@ def worker_of(
     return Worker(inputs, resident, scored, device=where, name=name)
 
 
-def _refuse_engines(evaluators: Mapping[str, Evaluator], models: OpenModels) -> None:
-    """Refuse engines that cannot hold the candidates of a run.
-
-    Raises:
-        ConfigError: There are two, or the merge is none that vLLM can be given.
-    """
-    engines = {task: engine for task, e in evaluators.items() if (engine := engine_of(e))}
-    if not engines:
-        return
-    first, task = next(iter(engines.values())), next(iter(engines))
-    other = next((name for name, engine in engines.items() if engine != first), None)
-    if other is not None:
-        raise ConfigError(
-            f"tasks: {task!r} and {other!r} have different `engine:` settings, and a worker has "
-            "room for one engine; give them the same"
-        )
-    if models.layers is not None:
-        raise ConfigError(
-            f"tasks: {task!r} has an `engine:`, but sequences of layers are scored by transformers "
-            "only; remove it"
-        )
-    if models.space.untied:
-        raise ConfigError(
-            f"tasks: {task!r} has an `engine:`, but the models untie embeddings that the donor's "
-            "config ties, which vLLM cannot be given; remove it, or put an untied model first"
-        )
-
-
 def _candidate_of(task: str, evaluator: Evaluator) -> ServedCandidate:
     candidate = getattr(whole_of(evaluator), "candidate", None)
     if not isinstance(candidate, ServedCandidate):
@@ -247,12 +222,6 @@ def _candidate_of(task: str, evaluator: Evaluator) -> ServedCandidate:
             "of them"
         )
     return candidate
-
-
-def engine_of(evaluator: Evaluator) -> VllmEngine | None:
-    """Return the engine that an evaluator names; None: transformers, or no resident model."""
-    found: VllmEngine | None = getattr(whole_of(evaluator), "engine", None)
-    return found
 
 
 def _load(

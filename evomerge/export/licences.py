@@ -14,7 +14,13 @@ from typing import Any, Literal
 import yaml
 
 from evomerge.errors import SourceError
-from evomerge.export.licence_table import HEADINGS, KINDS, PERMISSIVE_ORDER
+from evomerge.export.licence_table import (
+    HEADINGS,
+    KINDS,
+    PERMISSIVE_ORDER,
+    SHARED_UNDER,
+    UNVERSIONED,
+)
 from evomerge.storage.untrusted_files import contained_file
 
 _FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
@@ -93,14 +99,7 @@ def merged_licence(stated: Mapping[str, str | None]) -> MergedLicence:
         text = f"`{id}`" + ("." if len(found) == 1 else f", the strictest of ({listed}).")
         return result(id, "ok", text)
     if len(bound) > 1:
-        names = " and ".join(bound)
-        share_alike = [n for n in bound if KINDS[n] == "copyleft" or "-sa-" in n]
-        if share_alike:
-            why = f"{share_alike[0]} asks for its own terms, so {names} exclude each other"
-            return result(None, "bad", f"none: {why} ({listed}).")
-        limit = " and no commercial use is allowed" if _is_limited(bound) else ""
-        text = f"the terms of {names} apply together{limit} ({listed})."
-        return result(None, "warn", text, tuple(bound))
+        return result(*_several(bound, listed))
     (id,) = bound
     others = "" if len(found) == 1 else f", the most restrictive of ({listed})"
     text = f"`{id}`{others}."
@@ -111,6 +110,32 @@ def merged_licence(stated: Mapping[str, str | None]) -> MergedLicence:
     if kinds[id] == "conditional":
         return result(id, "ok", f"{text} Its conditions on use, names and notices go with it.")
     return result(id, "ok", f"{text} What is made of it has to stay under it.")
+
+
+def _several(bound: list[str], listed: str) -> tuple[str | None, Verdict, str, tuple[str, ...]]:
+    """Return id, verdict, text and names for different licences none of which is permissive."""
+    names = " and ".join(bound)
+    share_alike = [name for name in bound if KINDS[name] == "copyleft" or "-sa-" in name]
+    if not share_alike:
+        limit = " and no commercial use is allowed" if _is_limited(bound) else ""
+        return None, "warn", f"the terms of {names} apply together{limit} ({listed}).", tuple(bound)
+    if share_alike == bound:
+        for id in bound:
+            others = [name for name in bound if name != id]
+            if all(id in SHARED_UNDER.get(name, ()) for name in others):
+                text = f"`{id}`, under which {' and '.join(others)} may be shared ({listed})."
+                limit = " It allows no commercial use." if _is_limited(bound) else ""
+                return id, "warn" if limit else "ok", text + limit, ()
+        vague = sorted(UNVERSIONED & {*bound})
+        if vague:
+            text = f"none can be stated: {vague[0]} of which version? It has to fit {names}"
+            return None, "warn", f"{text} ({listed}).", ()
+    pairs = ((a, b) for a in share_alike for b in bound if a != b)
+    first, other = next(
+        p for p in pairs if not any(y in SHARED_UNDER.get(x, ()) for x, y in (p, p[::-1]))
+    )
+    why = f"what is made of {first} has to stay under it, which {other} does not allow"
+    return None, "bad", f"none: {why} ({listed}).", ()
 
 
 def stated_licence(folder: Path | None) -> str | None:
@@ -141,8 +166,8 @@ def _front_matter(folder: Path) -> Mapping[str, Any]:
     found = re.match(r"---\r?\n(.*?)\r?\n---", _read(folder, "README.md"), re.DOTALL)
     try:
         front = yaml.safe_load(found.group(1)) if found else None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
+        return {}  # PyYAML lets a few of its own through for a value that is not as tagged
     return front if isinstance(front, dict) else {}
 
 

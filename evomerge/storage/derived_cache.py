@@ -29,6 +29,7 @@ from torch import Tensor
 from evomerge.core.recipe import canonical_json
 from evomerge.errors import ConfigError, PreflightError, SourceError
 from evomerge.storage.atomic import sync_folder, write_atomically
+from evomerge.storage.named_path import named_path
 from evomerge.storage.safetensors_file import TORCH_DTYPES, SafetensorsFile, is_tensor_name
 from evomerge.storage.tensor_writer import encode_header, raw_bytes
 
@@ -47,7 +48,7 @@ def default_cache_root() -> Path:
     """Return $EVOMERGE_CACHE, else evomerge's folder in the user's cache folder."""
     given = os.environ.get("EVOMERGE_CACHE")
     if given:
-        return Path(given).expanduser()
+        return named_path(given)
     user = os.environ.get("XDG_CACHE_HOME")
     return (Path(user) if user else Path.home() / ".cache") / "evomerge"
 

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 from evomerge.errors import SourceError, nearest
+from evomerge.storage.named_path import named_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 # Subfolders hold other formats, and `consolidated` the same weights once more.
 _IGNORED = ("*/*", "consolidated*")
@@ -24,7 +26,7 @@ def _nearest_neighbour(path: Path) -> str:
     """Return " Did you mean '…'?" for the entry beside `path` that is most like it."""
     try:
         return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
-    except OSError:
+    except (OSError, ValueError):  # ValueError: of a name that no system can have
         return ""
 
 
@@ -43,8 +45,9 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
     Raises:
         SourceError: There is no such path, and it is no hub id or cannot be had; or a
             revision is given for a local path other than a hub cache's snapshot.
+        ConfigError: No machine can have such a path.
     """
-    path = base_dir / Path(ref).expanduser()
+    path = base_dir / named_path(ref)
     if ref and _exists(path):
         # The path of a snapshot may come from an earlier call, revision and all.
         is_snapshot = path.parent.name == "snapshots" and path.parents[1].name[:8] == "models--"
@@ -59,6 +62,28 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
             f"{ref!r:.300}: there is no {path!s:.300}, and it is not a hub id like 'org/name'."
             f"{_nearest_neighbour(path)} Correct the path; relative ones start at {base_dir}."
         )
+    return _downloaded(ref, revision, path, _nearest_neighbour(path))
+
+
+def on_this_machine(path: Path) -> Path:
+    """Return a model's path, or where this machine has the same commit of a hub model.
+
+    A run records where the hub cache of its first machine has a model. Elsewhere that cache may
+    be another one: the commit is then taken from there, downloaded once if needed.
+
+    Raises:
+        SourceError: It is not there, and cannot be downloaded.
+    """
+    repository = path.parents[1].name if len(path.parents) > 1 else ""
+    is_snapshot = path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) is not None
+    ref = repository.removeprefix("models--").replace("--", "/", 1)
+    if _exists(path) or not is_snapshot or not _HUB_ID.fullmatch(ref) or ref == repository:
+        return path
+    return _downloaded(ref, path.name, path)
+
+
+def _downloaded(ref: str, revision: str | None, path: Path, hint: str = "") -> Path:
+    """Return the hub cache's snapshot of a model; `path` is where it was not found."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -73,7 +98,7 @@ def resolve_model(ref: str, revision: str | None, base_dir: Path) -> Path:
     except Exception as error:  # whatever its HTTP stack raises, the model cannot be had
         raise SourceError(
             f"{ref}: there is no {path}, and the hub model (revision {revision or 'default'}) "
-            f"cannot be had: {type(error).__name__}: {error}{_nearest_neighbour(path)} "
+            f"cannot be had: {type(error).__name__}: {error}{hint} "
             "Check the name and the network "
             "(HF_HUB_OFFLINE, HF_TOKEN), or download it and give its folder."
         ) from error

@@ -145,10 +145,10 @@ class ObjectStore:
         try:
             yield
         except (self._errors.BaseError, OSError) as error:
-            reason = _plain(str(error))
+            place = f"{self.url}/{name}".rstrip("/")
             raise RunError(
-                f"{self.url}/{name}: cannot be {what}: {reason}. Nothing that was told is lost; "
-                "see to the store or the credentials and resume the run"
+                f"{place}: cannot be {what}: {_plain(str(error))}. Check the URL, the store and "
+                "the credentials. Nothing that a search told is lost; resume it when that is mended"
             ) from None
 
 

@@ -19,7 +19,14 @@ from evomerge.storage.atomic import write_atomically
 from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.object_store import ObjectStore
 from evomerge.storage.remote_lease import RemoteLease, is_fresh
-from evomerge.storage.segments import START, Segment, damage, decode_segment, read_segment
+from evomerge.storage.segments import (
+    START,
+    Segment,
+    damage,
+    decode_segment,
+    is_sound,
+    read_segment,
+)
 from evomerge.storage.working_folder import (
     JOURNAL,
     SCORES,
@@ -85,39 +92,66 @@ class RemoteRun:
     def create(self, files: Mapping[str, bytes]) -> None:
         """Put the first files of a new run into the store, config.yaml last; then pull it.
 
+        What an earlier call left that was cut off is written over; of two at the same time one
+        ends in an error.
+
         Raises:
             RunError: There is a run already, or the store cannot be reached.
             RunLockedError: Another process is creating it.
         """
+        journal, scores = files.get(JOURNAL, b""), files.get(SCORES, b"")
         with self.folder.alone():
-            self._refuse_run()  # first: the lease may be that of a driver on this machine
+            self._refuse_run(journal, scores)  # first: the lease may be of a driver on this machine
             lease = RemoteLease(self.store, self.folder.place())
             try:
-                self._refuse_run()
+                is_begun = self._refuse_run(journal, scores)
                 for name, data in files.items():
                     if name != CONFIG and belongs_in_store(name):
-                        self.store.put(name, data)
-                        lease.renew()
-                journal = files.get(JOURNAL, b"")
-                if journal:
-                    first = Segment(0, lease.driver, START, 0, journal, 0, files.get(SCORES, b""))
+                        self._put_first(name, data, lease)
+                if journal and not is_begun:
+                    first = Segment(0, lease.driver, START, 0, journal, 0, scores)
                     if self.store.create(first.name, first.encode()) is None:
-                        raise RunError(f"{self.url}: exists; choose another URL")
+                        raise self._is_taken()
                 if self.store.create(CONFIG, files[CONFIG]) is None:
-                    raise RunError(f"{self.url}: exists; choose another URL")
+                    raise self._is_taken()
             finally:
                 lease.renew(released=True)
         self.pull()
 
-    def _refuse_run(self) -> None:
+    def _put_first(self, name: str, data: bytes, lease: RemoteLease) -> None:
+        """Write a file of a new run, but never over one that another process wrote meanwhile."""
+        left = self.store.get(name)
+        lease.renew()  # after the look: who wrote what was there had no lease any more
+        if left is None:
+            written = self.store.create(name, data)
+        else:
+            written = self.store.replace(name, data, left.version)
+        if written is None:
+            raise self._is_taken()
+
+    def _refuse_run(self, journal: bytes, scores: bytes) -> bool:
+        """Raise RunError if there is a run; return whether a call cut off wrote its results."""
         names = self.store.names()
         if CONFIG in names:
-            raise RunError(f"{self.url}: exists; choose another URL")
-        if _segment_numbers(names):
+            raise self._is_taken()
+        numbers = _segment_numbers(names)
+        if not numbers:
+            return False
+        data = self._read([0])[0] if numbers == [0] else None
+        there = None if data is None else read_segment(data)
+        if data is None or there is None or not is_sound(there, data):
+            is_same = False
+        else:
+            is_same = bool(journal) and (there.journal, there.scores) == (journal, scores)
+        if not is_same:
             raise RunError(
                 f"{self.url}: holds a journal and no {CONFIG}; restore that object, or choose "
                 "another URL"
             )
+        return True
+
+    def _is_taken(self) -> RunError:
+        return RunError(f"{self.url}: exists; choose another URL")
 
     def is_driven(self) -> bool:
         """Return whether a driver, here or elsewhere, is writing the run; only reads."""

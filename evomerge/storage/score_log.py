@@ -92,8 +92,10 @@ class ScoreLog:
         width = self.n_examples * 4
         try:
             with self.path.open("rb") as file:
-                file.seek(row * width)
-                data = file.read(width)
+                # A stranger's journal may name any size: nothing is set aside for it unseen.
+                is_there = row >= 0 and (row + 1) * width <= os.fstat(file.fileno()).st_size
+                file.seek(row * width if is_there else 0)
+                data = file.read(width) if is_there else b""
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be read: {error.strerror}") from None
         if row_digest(data) != digest:

@@ -48,7 +48,7 @@ def test_options_become_a_commented_config(evomerge):
     assert config["base_model"] == "../base"
     assert config["models"] == [{"model": "../math"}, {"model": "org/chat"}]
     assert config["merge"]["name"] == "task_arithmetic"
-    assert config["algorithm"] == {"name": "nsga2"}
+    assert config["algorithm"] == {"name": "auto", "front_share": 0.25}
     assert config["budget"] == {"evaluations": 60}
     math, choice, arc = config["tasks"]
     examples = "../math.jsonl"
@@ -65,7 +65,7 @@ def test_defaults_without_a_base_and_with_one_task(evomerge):
         "init", "--model", "a/a", "--model", "b/b", "--task", "math.jsonl", "--out", "-"
     )
     config = yaml.safe_load(done.out)
-    assert (config["merge"]["name"], config["algorithm"]["name"]) == ("linear", "cma_es")
+    assert (config["merge"]["name"], config["algorithm"]["name"]) == ("linear", "auto")
     assert config["name"] == "search"
     assert list(Path().glob("*.yaml")) == []
 

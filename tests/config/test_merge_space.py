@@ -111,6 +111,32 @@ def test_groups_multiply_the_dimensions():
     assert space_of({"name": "ties", "groups": "block:1"}).n_groups == 3
 
 
+@pytest.mark.parametrize(
+    ("body", "numbers", "groups"),
+    [
+        ({"name": "task_arithmetic"}, 8, "module"),  # four, two numbers each
+        ({"name": "task_arithmetic"}, 5, "module"),
+        ({"name": "task_arithmetic"}, 16, "module"),
+        ({"name": "task_arithmetic"}, 18, "chunk:9"),
+        ({"name": "task_arithmetic"}, 100, "chunk:16"),  # there are no more elements
+        ({"name": "task_arithmetic"}, 2, "global"),
+        ({"name": "task_arithmetic"}, None, "global"),
+        ({"name": "task_arithmetic", "groups": "layer"}, 8, "layer"),
+        ({"name": "ties"}, 18, "block:9"),  # cannot cut tensors
+        ({"name": "ties"}, 8, "module"),
+        ({"name": "ties", "density": "search"}, 27, "block:9"),
+        ({"name": "task_arithmetic", "layer_scale": {"alpha": 0.5, "beta": 1}}, 18, "chunk:9"),
+    ],
+)
+def test_where_no_groups_are_named_the_algorithm_says_how_many_numbers(body, numbers, groups):
+    space, resolved = build_space(body, BASE_X_Y, founders="all", span=None, numbers=numbers)
+    assert resolved["groups"] == groups
+    again, _ = build_space(resolved, BASE_X_Y, founders="all", span=None, numbers=7)
+    assert (again.layout, again.breaks) == (space.layout, space.breaks)
+    for founder in space.founders:
+        build_operators(founder.recipe, BASE_X_Y)
+
+
 @pytest.mark.parametrize("name", sorted(merge_operators.names()))
 def test_the_resolved_section_gives_the_same_space(name):
     fitting = {"slerp": model("a", "b", has_base=False), "passthrough": model("base", "x")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,41 @@ def test_a_model_that_changed_is_refused_with_staging_too(made: RunFolder, tmp_p
     shutil.copy(tmp_path / "y" / "model.safetensors", tmp_path / "x" / "model.safetensors")
     with pytest.raises(SourceError, match="changed since the run began"):
         build_worker(made.path, "cpu", 1, "late")
+
+
+@pytest.mark.parametrize("is_staged", [True, False])
+def test_a_hub_model_is_taken_from_the_cache_of_the_machine_that_reads_it(
+    is_staged: bool, tiny_models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    there = tmp_path / "there" / "models--org--x" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_models.folder / "x", there)
+    config = tiny_models.write(
+        tmp_path / "c.yaml",
+        models=[str(there), str(tiny_models.folder / "y")],
+        runtime={"threads": 1, "staging": {"folder": "local"} if is_staged else None},
+    )
+    folder = RunFolder(tmp_path / "run")
+    create_run(load_config(config), tmp_path, folder)
+    before = scores(build_worker(folder.path, "cpu", 1, "a"), recipe_of(folder))
+    here = tmp_path / "here"
+    there.rename(here)  # this machine's cache is another one
+    for path in here.iterdir():
+        os.utime(path)  # downloaded at another time
+    asked = []
+
+    def download(repo_id, *, revision, allow_patterns, ignore_patterns):
+        asked.append((repo_id, revision))
+        return str(here)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    again = scores(build_worker(folder.path, "cpu", 1, "b"), recipe_of(folder))
+    np.testing.assert_array_equal(again, before)
+    assert asked == [("org/x", "0" * 40)]
+    shutil.copy(tiny_models.folder / "y" / "model.safetensors", here)
+    with pytest.raises(SourceError, match="changed since the run began"):
+        build_worker(folder.path, "cpu", 1, "c")
 
 
 @pytest.mark.parametrize(

@@ -54,17 +54,51 @@ def test_the_need_follows_from_the_models(tiny_models, tmp_path: Path) -> None:
     assert need.cpu_bytes < need.full_bytes
 
 
-def test_an_engine_beside_transformers_holds_the_model_once_more(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
+def write_models(folder: Path) -> Path:
+    """Write two language models and one example; return the example's file."""
     for seed, name in enumerate("xy"):
         made = language.make("LlamaForCausalLM", "LlamaConfig", language.DECODER, seed=seed)
-        language.save(made, tmp_path / name)
+        language.save(made, folder / name)
+    rows = folder / "rows.jsonl"
     rows.write_text('{"prompt": "a", "options": [" b", " c"], "gold": 0}\n')
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ({"device": "cuda:all"}, "`engine:` of task 't' uses one; give one device"),
+        ({"gpus_per_worker": 2, **RAY}, "runtime.gpus_per_worker: 2 means several GPUs"),
+    ],
+)
+def test_check_refuses_several_gpus_for_one_engine(
+    tmp_path: Path, capsys, runtime: dict[str, object], message: str
+) -> None:
+    rows = write_models(tmp_path)
+    task = {"name": "multiple_choice", "examples": str(rows), "engine": {"name": "vllm"}}
+    body = {
+        "name": "engine",
+        "models": [str(tmp_path / name) for name in "xy"],
+        "merge": "linear",
+        "tasks": [{"name": "t", "evaluator": task}],
+        "budget": {"evaluations": 4},
+        "runtime": runtime,
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(body))  # which is YAML as well
+    done = command(capsys, "check", tmp_path / "c.yaml", "--no-dry-run")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_an_engine_beside_transformers_holds_the_model_once_more(tmp_path: Path) -> None:
+    rows = write_models(tmp_path)
     models = open_sources(None, [ModelConfig(name=n, model=str(tmp_path / n)) for n in "xy"])
     plain = MultipleChoice(examples=rows)
     engine = MultipleChoice(examples=rows, engine=VllmEngine(name="vllm"))
     one, both = (worker_need(models, tasks) for tasks in ({"a": plain}, {"a": plain, "b": engine}))
     assert both.weight_bytes == 2 * one.weight_bytes
+    assert one.divides
+    assert not both.divides
 
 
 @pytest.mark.usefixtures("laptop")
