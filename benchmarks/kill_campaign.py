@@ -17,7 +17,8 @@ torch already (`forked_cli.py`), and the models are tiny; everything else is wha
 `python -m evomerge` runs.
 
 `--ray-kills` adds rounds with two Ray actors, in which the driver, an actor, the raylet or the
-control store (gcs_server) is killed.
+control store (gcs_server) is killed. Where one of the last two dies while the driver connects,
+Ray's own code ends the driver with exit code 1; the same command follows, as after a kill.
 
 Last line: JSON with `kills`; `lost`, results in the journal or parked at a kill that were missing
 or scored again later; `duplicated`, results told twice; `identical`, whether all rounds ended byte
@@ -50,6 +51,7 @@ from evomerge.storage.journal import read_journal
 
 COMPARED = ("journal.jsonl", "scores.f32", "front.json")
 VICTIMS = ("driver", "actor", "raylet", "gcs")
+RAY_ENDED_IT = ("Failed to register worker", "The program will terminate")
 INTERRUPTED_OR_BROKEN = (3, 75)  # exit codes that ask for a resume
 
 SCORER = '''
@@ -189,7 +191,7 @@ class Round:
                 done = self._disturb(driver, tally)
             code = driver.wait()
             _end_all(driver, self._ray)
-            if code not in (0, -9, *INTERRUPTED_OR_BROKEN):
+            if code not in (0, -9, *INTERRUPTED_OR_BROKEN) and not self._ended_by_ray(code):
                 raise RuntimeError(f"a driver ended with {code}:\n{self._tail()}")
             after = look(self.run, self.finished)
             tally.lost += before.lost_in(after)
@@ -203,6 +205,11 @@ class Round:
             if code == 0:
                 break
         self._compare(tally)
+
+    def _ended_by_ray(self, code: int) -> bool:
+        """Return whether Ray's own code ended the driver, whose cluster died too early."""
+        last = self._tail()[-600:]
+        return code == 1 and bool(self._ray) and any(words in last for words in RAY_ENDED_IT)
 
     def _disturb(self, driver: Fork, tally: Tally) -> int:
         """Kill the driver, or a process it depends on, at a random moment; returns how often."""

@@ -8,11 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.output import say
-from evomerge.config.front_views import confident_front, thin_front
+from evomerge.config.front_views import confident_front, front_noise, thin_front
 from evomerge.config.locate import locate
 from evomerge.config.results import RunResults
 from evomerge.core.picking import pick as picked
-from evomerge.errors import ConfigError
+from evomerge.errors import ConfigError, JournalError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +27,7 @@ def status_command(run: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    best = facts["best"].items()
-    shown = {name: f"{row['value']:.4f} (candidate {row['candidate']})" for name, row in best}
+    shown = {name: _best_text(row) for name, row in facts["best"].items()}
     facts |= {"best": shown, "done": str(facts["done"])}
     unfinished = facts.pop("unfinished")
     if unfinished:
@@ -40,8 +39,17 @@ def status_command(run: Path, *, as_json: bool) -> None:
 
 
 def status_facts(folder: RunFolder) -> dict[str, Any]:
-    """Return how far a run is; see `RunResults.status`."""
-    return RunResults(folder).status()
+    """Return how far a run is (see `RunResults.status`), its best values with n and interval."""
+    results = RunResults(folder)
+    facts = results.status()
+    try:
+        noise = front_noise(results, results.front())
+    except JournalError as error:  # after a power cut, say, which a resume mends
+        return facts | {"damage": str(error)}
+    for name, row in facts["best"].items():
+        own = noise[row["candidate"]]
+        row |= {"n": own["n"][name], "interval": list(own["intervals"][name])}
+    return facts
 
 
 def front_command(
@@ -76,9 +84,12 @@ def front_command(
         front = confident_front(results, confident)
     elif thin:
         front = thin_front(results)
-    members = results.front_members(front)
+    noise = front_noise(results, front)
+    members = [row | noise[row["candidate"]] for row in results.front_members(front)]
     if pick is not None:
         wanted = picked(front, results.objectives.names, pick)
+        for candidate_id in wanted:
+            results.objectives_of(candidate_id)  # which says what is wrong with an id
         members = [member for member in members if member["candidate"] in wanted]
         if not members:
             raise ConfigError(f"--pick {pick!r}: not one of the candidates that are listed here")
@@ -94,11 +105,37 @@ def front_command(
         say("no candidate keeps all constraints; these come nearest:")
     for line in results.feasibility.describe():
         say(f"constraint: {line}")
-    names = results.objectives.names
-    print("candidate  " + "  ".join(f"{name:>12}" for name in names) + "  recipe            origin")
-    for member in members:
-        values = "  ".join(f"{member['objectives'][name]:12.4f}" for name in names)
-        print(f"{member['candidate']:>9}  {values}  {member['recipe']}  {member['origin']}")
+    _print_table(members, results)
+
+
+def _print_table(members: list[dict[str, Any]], results: RunResults) -> None:
+    """Print one line per candidate: search scores with 95 % intervals over n examples."""
+    sizes = members[0]["n"] if members else dict.fromkeys(results.objectives.names, 0)
+    heads = [f"{name}, n = {n}" for name, n in sizes.items()]
+    rows = [
+        [_estimate(row["objectives"][name], row["intervals"][name]) for name in sizes]
+        for row in members
+    ]
+    width = max(len(cell) for row in [heads, *rows] for cell in row)
+    print(
+        "  ".join(
+            ["candidate", *(f"{head:>{width}}" for head in heads), "recipe            origin"]
+        )
+    )
+    for member, row in zip(members, rows, strict=True):
+        cells = "  ".join(f"{cell:>{width}}" for cell in row)
+        print(f"{member['candidate']:>9}  {cells}  {member['recipe']}  {member['origin']}")
+
+
+def _best_text(row: dict[str, Any]) -> str:
+    value = f"{row['value']:.4f}"
+    if "interval" in row:
+        value = f"{_estimate(row['value'], row['interval'])}, n = {row['n']}"
+    return f"{value} (candidate {row['candidate']})"
+
+
+def _estimate(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _print_csv(members: list[dict[str, Any]], results: RunResults) -> None:

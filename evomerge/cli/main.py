@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from evomerge.cli.export_verbs import export
+from evomerge.cli.interrupts import keep_interrupts
 from evomerge.cli.job_verbs import logs, stop, submit
 from evomerge.cli.options import (
     AdapterOption,
@@ -333,6 +334,7 @@ def run() -> None:
     # Waiting OpenMP threads must not spin: with another process on the same cores they made
     # small models 60 times slower. Has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_interrupts()
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from evomerge.config.session import Session, open_or_create, with_budget, with_r
 from evomerge.config.workers import read_run_config
 from evomerge.core.counts import shown_count
 from evomerge.core.front_rows import best_members
+from evomerge.errors import ConfigError, EvomergeError
 from evomerge.search.loop import SearchLoop
 from evomerge.storage.run_store import RunFolder
 
@@ -38,6 +39,7 @@ def search_command(
     as_json: bool,
 ) -> int:
     """Create or continue a run; returns the exit code."""
+    _refuse_run(config_path)
     config = load_config(config_path, overrides)
     config = with_runtime(config, executor=executor, address=address, workers=workers)
     folder = run_at(run or POPULATIONS / config.name)
@@ -52,6 +54,19 @@ def search_command(
             insecure=insecure,
         )
         return drive(folder, resolved, existed=existed, insecure=insecure, as_json=as_json)
+
+
+def _refuse_run(config: Path) -> None:
+    """Raise ConfigError where a run is given instead of a config."""
+    if config.is_file():
+        return
+    try:
+        run = locate(config)
+    except EvomergeError:  # neither; reading it says what is wrong
+        return
+    raise ConfigError(
+        f"{config}: is a run, not a config. Go on with it: evomerge resume {run.where}"
+    )
 
 
 def _say_transform(as_json: bool, label: str, done: int, total: int, _name: str) -> None:
@@ -114,6 +129,7 @@ def drive(
 
     with Session(folder, config=config, insecure=insecure, on_warning=warn) as session:
         loop = session.loop
+        was_over = existed and not loop.has_budget and not loop.waiting
         if existed:
             waiting = len(loop.waiting)
             notice(
@@ -156,6 +172,12 @@ def drive(
             say(f"resume with:  evomerge resume {folder.where}", to=sys.stdout)
         elif len(loop.front):
             say(f"look at it with:  evomerge front {folder.where}", to=sys.stdout)
+        if was_over:
+            more = f"evomerge resume {folder.where} --evaluations N"
+            say(
+                f"its budget of {loop.plan.evaluations} was spent before; for more:  {more}",
+                to=sys.stdout,
+            )
     return INTERRUPTED if reason == "interrupted" else DONE
 
 

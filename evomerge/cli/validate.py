@@ -61,18 +61,24 @@ def _row(
 def _print_objective(name: str, n: int, rows: list[dict[str, Any]]) -> None:
     print(f"{name} on {n} validation examples")
     print(
-        "candidate    search  validation         95 % interval  shrunken  over best parent       p"
+        "candidate    search  validation         95 % interval  shrunken  "
+        f"{'over best parent, paired':>28}       p"
     )
     for row in rows:
         low, high = row["interval"][name]
         gain = row["gain"].get(name)
-        over = "" if gain is None else f"{gain['gain']:+16.4f}  {gain['p']:6.3f}"
+        over = "" if gain is None else f"{_gain(gain):>28}  {gain['p']:6.3f}"
         print(
             f"{row['candidate']:>9}  {row['search'][name]:8.4f}  {row['validation'][name]:10.4f}  "
             f"{f'[{low:.4f}, {high:.4f}]':>20}  {row['shrunken'][name]:8.4f}  {over}".rstrip()
         )
     gaps = [row["search"][name] - row["validation"][name] for row in rows]
     print(f"search minus validation: {sum(gaps) / len(gaps):+.4f} on average\n")
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    low, high = gain["interval"]
+    return f"{gain['gain']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def say_finalist(as_json: bool, done: int, total: int, candidate: int) -> None:

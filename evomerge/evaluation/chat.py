@@ -53,8 +53,6 @@ class Chat:
         """
         if not self.is_on:
             return list(prompts)
-        from jinja2 import TemplateError
-
         template = None if self.template_file is None else read_text(self.template_file)
         if template is None and not getattr(subject.tokenizer, "chat_template", None):
             raise ConfigError(
@@ -74,7 +72,7 @@ class Chat:
                 )
                 for prompt in prompts
             ]
-        except TemplateError as error:
+        except Exception as error:  # what a template computes can fail in any way
             where = self.template_file or f"the chat template of {subject.folder}"
             raise DataError(
                 f"{where}: cannot be filled in ({type(error).__name__}: {first_line(error)}); "

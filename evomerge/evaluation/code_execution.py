@@ -10,12 +10,17 @@ from typing import Literal
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError
+from evomerge.evaluation.batching import Limits
+from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import Row, check_settings, checked_scores, chosen, read_rows
-from evomerge.evaluation.sandbox import Isolation, Limits, run_python
+from evomerge.evaluation.sandbox import Isolation, run_python
+from evomerge.evaluation.sandbox import Limits as ProgramLimits
 from evomerge.evaluation.served_subject import ServedModel, text_subject
 from evomerge.evaluation.server import ServedCandidate
-from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.text_model import TextModel
+from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.evaluation.writing import Writing, refuse_two_writers
 
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -42,9 +47,15 @@ class CodeExecution:
         candidate: The server that holds the candidates; None: the worker's resident model.
         max_new_tokens: Most tokens of an answer.
         stop: Strings that end an answer.
-        batch_size: Prompts per batch of a resident model.
+        batch_tokens: Prompt tokens per batch of a resident model; "auto": what the device takes,
+            halved when its memory runs out.
+        batch_size: Most prompts per batch; None: as many as `batch_tokens` allow.
         max_length: Keep only the last so many prompt tokens; None: longer ones are an error.
+        chat_template: Make a chat message of every prompt, with the tokenizer's template.
+        chat_template_file: Jinja template to use instead.
+        system_prompt: System message in front of it.
         rows: Half-open range of examples [start, stop); None: all.
+        engine: What runs the worker's model, such as `{name: vllm}`; None: transformers.
 
     Raises:
         ConfigError: Execution is not allowed, or a setting is out of range.
@@ -55,15 +66,20 @@ class CodeExecution:
     examples: Path
     allow_code_execution: bool = False
     answer: Literal["continuation", "fenced"] = "continuation"
-    limits: Limits = field(default_factory=Limits)
+    limits: ProgramLimits = field(default_factory=ProgramLimits)
     isolation: Isolation = "namespaces"
     programs: int = 2
     candidate: ServedCandidate | None = None
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
-    batch_size: int = 16
+    batch_tokens: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
     max_length: int | None = None
+    chat_template: bool = False
+    chat_template_file: Path | None = None
+    system_prompt: str | None = None
     rows: tuple[int, int] | None = None
+    engine: VllmEngine | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -75,6 +91,22 @@ class CodeExecution:
         names = ("programs", "max_new_tokens", "batch_size", "max_length")
         positive = {name: getattr(self, name) for name in names}
         check_settings("code_execution", rows=self.rows, positive=positive)
+        _ = self._writing
+        refuse_two_writers("code_execution", self.candidate, self._chat, self.engine)
+
+    @property
+    def _chat(self) -> Chat:
+        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
+
+    @property
+    def _writing(self) -> Writing:
+        return Writing(
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+            max_length=self.max_length,
+            limits=Limits(self.batch_tokens, self.batch_size),
+            chat=self._chat,
+        )
 
     @property
     def auto_class(self) -> str | None:
@@ -90,11 +122,19 @@ class CodeExecution:
         return len(rows)
 
     def example_digests(self) -> tuple[str, ...]:
-        """Return (N,) digests of prompt and tests."""
-        return tuple(row.digest("prompt", "tests") for row in read_rows(self.examples, self.rows))
+        """Return (N,) digests of prompt and tests, and of the chat around the prompt."""
+        rows = read_rows(self.examples, self.rows)
+        chat = self._chat.content()
+        return tuple(row.digest("prompt", "tests", beside=chat) for row in rows)
+
+    def probe(self, subject: TextModel | ServedModel, positions: IntArray) -> list[str]:
+        """Return all that the model writes for these examples; see `Probes`."""
+        writer = text_subject(subject, self.candidate)
+        writer.require("AutoModelForCausalLM")
+        return self._writing.texts(writer, self.examples, self.rows, positions)
 
     def evaluate(
-        self, subject: Subject | ServedModel, positions: IntArray | None = None
+        self, subject: TextModel | ServedModel, positions: IntArray | None = None
     ) -> ScoreArray:
         """Return (n,) float32 of 0.0 or 1.0, in the order of `positions`.
 
@@ -102,17 +142,10 @@ class CodeExecution:
             UnavailableError: Programs cannot be isolated here.
             EvaluationError: The model cannot answer.
         """
+        wanted = chosen(self.n_examples(), positions)
         data = read_rows(self.examples, self.rows)
-        rows = [data[i] for i in chosen(self.n_examples(), positions)]
-        writer = text_subject(subject, self.candidate)
-        writer.require("AutoModelForCausalLM")
-        answers = writer.generate(
-            [row.text("prompt") for row in rows],
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-            max_length=self.max_length,
-        )
+        rows = [data[i] for i in wanted]
+        answers = self.probe(subject, wanted)
         with ThreadPoolExecutor(self.programs) as pool:
             scores = list(pool.map(self._score, rows, answers))
         return checked_scores(scores, n=len(rows), subject=subject.name, path=self.examples)

@@ -15,17 +15,15 @@ from evomerge.evaluation.batching import Limits
 from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
-    Row,
     check_settings,
     checked_scores,
     chosen,
     read_rows,
-    stamp,
 )
 from evomerge.evaluation.extraction import Extraction
-from evomerge.evaluation.generation import plan_prompts
 from evomerge.evaluation.text_model import TextModel
 from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.evaluation.writing import Writing
 
 if TYPE_CHECKING:
     from evomerge.evaluation.served_subject import ServedSubject
@@ -94,15 +92,22 @@ class ExactMatch:
             _ = self._extraction
         except ConfigError as error:
             raise ConfigError(f"exact_match: {error}") from error
-        _ = self._limits, self._chat
+        _ = self._writing
 
     @property
     def _extraction(self) -> Extraction:
         return Extraction(self.pattern, self.group, self.match, self.filters)
 
     @property
-    def _limits(self) -> Limits:
-        return Limits(self.batch_tokens, self.batch_size)
+    def _writing(self) -> Writing:
+        return Writing(
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+            max_length=self.max_length,
+            limits=Limits(self.batch_tokens, self.batch_size),
+            chat=self._chat,
+            cache=self.cache,
+        )
 
     @property
     def _chat(self) -> Chat:
@@ -137,7 +142,7 @@ class ExactMatch:
     def probe(self, subject: TextModel | ServedSubject, positions: IntArray) -> list[str]:
         """Return all that the model writes for these examples; see `Probes`."""
         subject.require(self.auto_class)
-        return self._texts(subject, read_rows(self.examples, self.rows), positions)
+        return self._writing.texts(subject, self.examples, self.rows, positions)
 
     def why_no_vote(self) -> str:
         """Return "": extracted answers can always be voted on."""
@@ -149,9 +154,9 @@ class ExactMatch:
         Raises:
             EvaluationError: Logits are NaN, or a prompt is too long.
         """
-        rows = read_rows(self.examples, self.rows)
         subject.require(self.auto_class)
-        return [self._extraction.find(text) for text in self._texts(subject, rows, positions)]
+        texts = self._writing.texts(subject, self.examples, self.rows, positions)
+        return [self._extraction.find(text) for text in texts]
 
     def marks(self, answers: Sequence[str | None], positions: IntArray) -> ScoreArray:
         """Return (n,) 1.0 where an answer is the reference's, else 0.0."""
@@ -162,30 +167,3 @@ class ExactMatch:
             for i, answer in zip(positions, answers, strict=True)
         ]
         return np.array(right, dtype=np.float32)
-
-    def _texts(
-        self, subject: TextModel | ServedSubject, rows: tuple[Row, ...], wanted: IntArray
-    ) -> list[str]:
-        prompts = [row.text("prompt") for row in rows]
-        if not isinstance(subject, TextModel):
-            return subject.generate(
-                [prompts[i] for i in wanted], max_new_tokens=self.max_new_tokens, stop=self.stop
-            )
-        plan = subject.prepared(
-            (self, stamp(self.examples)),
-            lambda: plan_prompts(
-                subject,
-                self._chat.render(subject, prompts),
-                max_new_tokens=self.max_new_tokens,
-                max_length=self.max_length,
-                special=not self.chat_template,
-            ),
-        )
-        return subject.continue_prompts(
-            plan,
-            wanted.tolist(),
-            limits=self._limits,
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-            cache=self.cache,
-        )

@@ -186,6 +186,7 @@ class LmEval:
 
         Raises:
             EvaluationError: The model cannot answer, or a document cannot be scored.
+            ImportError: The task's own code imports what is not installed.
         """
         wanted = chosen(self.n_examples(), positions)
         subject.require(self.auto_class)
@@ -225,6 +226,8 @@ class LmEval:
         except EvomergeError as error:
             where = f"{subject.name}: document {position} of {self.task}"
             raise type(error)(f"{where}: {error}") from error
+        except ImportError:  # no fault of the model, so not of the candidate either
+            raise
         except Exception as error:  # filters and metrics may be the task's own code
             raise EvaluationError(
                 f"{subject.name}: document {position} of {self.task} cannot be scored "

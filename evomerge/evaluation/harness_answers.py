@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from evomerge.errors import ConfigError, EvaluationError
+from evomerge.errors import ConfigError, EvaluationError, first_line
 from evomerge.evaluation.batching import Limits, Shape, Tokens, for_each_batch, padded_width
 from evomerge.evaluation.choices import Choice, ChoicePlan, choice_logprobs, common_tokens
 from evomerge.evaluation.generation import PromptPlan, generate, plan_prompts
@@ -158,7 +159,8 @@ def chat_template(subject: Subject) -> Callable[..., str]:
     """Return the function that renders a list of messages with the tokenizer's template.
 
     Raises:
-        EvaluationError: The tokenizer has no template.
+        EvaluationError: The tokenizer has no template. The function returned raises it, too,
+            where the template is broken or refuses a message.
     """
     from jinja2.exceptions import TemplateError
 
@@ -174,11 +176,18 @@ def chat_template(subject: Subject) -> Callable[..., str]:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
         }
+        apply = partial(subject.tokenizer.apply_chat_template, **options)
         try:
-            return str(subject.tokenizer.apply_chat_template(messages, **options))
-        except TemplateError:  # templates without a system role refuse one
-            users = [message for message in messages if message["role"] != "system"]
-            return str(subject.tokenizer.apply_chat_template(users, **options))
+            try:
+                return str(apply(messages))
+            except TemplateError:  # templates without a system role refuse one
+                return str(apply([one for one in messages if one["role"] != "system"]))
+        except Exception as error:  # what a template computes can fail in any way
+            raise EvaluationError(
+                f"{subject.name}: the chat template of {subject.folder} cannot be filled in "
+                f"({type(error).__name__}: {first_line(error)}); correct it, or remove "
+                "`apply_chat_template`."
+            ) from error
 
     return render
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.evaluation.batching import Limits
+from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     Row,
@@ -25,7 +27,9 @@ from evomerge.evaluation.http_client import Client, Meter
 from evomerge.evaluation.openai_api import Asker
 from evomerge.evaluation.served_subject import ServedModel, text_subject
 from evomerge.evaluation.server import ServedCandidate, Server
-from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.text_model import TextModel
+from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.evaluation.writing import Writing, refuse_two_writers
 
 _PLACES = ("prompt", "answer", "reference")
 _SCORE = re.compile(r"Score: (-?\d+(?:\.\d+)?)")
@@ -56,8 +60,15 @@ class Judge:
         candidate: The server that holds the candidates; None: the worker's resident model.
         max_new_tokens: Most tokens of an answer.
         stop: Strings that end an answer.
-        batch_size: Prompts per batch of a resident model.
+        batch_tokens: Prompt tokens per batch of a resident model; "auto": what the device takes,
+            halved when its memory runs out.
+        batch_size: Most prompts per batch; None: as many as `batch_tokens` allow.
+        max_length: Keep only the last so many prompt tokens; None: longer ones are an error.
+        chat_template: Make a chat message of every prompt, with the tokenizer's template.
+        chat_template_file: Jinja template to use instead.
+        system_prompt: System message in front of it.
         rows: Half-open range of examples [start, stop); None: all.
+        engine: What runs the worker's model, such as `{name: vllm}`; None: transformers.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -77,16 +88,38 @@ class Judge:
     candidate: ServedCandidate | None = None
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
-    batch_size: int = 16
+    batch_tokens: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
+    max_length: int | None = None
+    chat_template: bool = False
+    chat_template_file: Path | None = None
+    system_prompt: str | None = None
     rows: tuple[int, int] | None = None
+    engine: VllmEngine | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        names = ("samples", "tries", "judge_tokens", "max_new_tokens", "batch_size")
+        names = ("samples", "tries", "judge_tokens", "max_new_tokens", "batch_size", "max_length")
         positive = {name: getattr(self, name) for name in names}
         check_settings("judge", rows=self.rows, positive=positive)
+        _ = self._writing
+        refuse_two_writers("judge", self.candidate, self._chat, self.engine)
         if not self.lowest < self.highest:
             raise ConfigError(f"judge: lowest {self.lowest} is not below highest {self.highest}.")
+
+    @property
+    def _chat(self) -> Chat:
+        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
+
+    @property
+    def _writing(self) -> Writing:
+        return Writing(
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+            max_length=self.max_length,
+            limits=Limits(self.batch_tokens, self.batch_size),
+            chat=self._chat,
+        )
 
     @property
     def auto_class(self) -> str | None:
@@ -117,13 +150,22 @@ class Judge:
         return len(rows)
 
     def example_digests(self) -> tuple[str, ...]:
-        """Return (N,) digests of prompt, reference and rubric."""
+        """Return (N,) digests of prompt, reference, rubric, and the chat around the prompt."""
         rubric = read_text(self.rubric)
         rows = read_rows(self.examples, self.rows)
-        return tuple(content_digest([row.digest("prompt", "reference"), rubric]) for row in rows)
+        chat = self._chat.content()
+        return tuple(
+            content_digest([row.digest("prompt", "reference", beside=chat), rubric]) for row in rows
+        )
+
+    def probe(self, subject: TextModel | ServedModel, positions: IntArray) -> list[str]:
+        """Return all that the model writes for these examples; see `Probes`. Asks no judge."""
+        writer = text_subject(subject, self.candidate)
+        writer.require("AutoModelForCausalLM")
+        return self._writing.texts(writer, self.examples, self.rows, positions)
 
     def evaluate(
-        self, subject: Subject | ServedModel, positions: IntArray | None = None
+        self, subject: TextModel | ServedModel, positions: IntArray | None = None
     ) -> ScoreArray:
         """Return (n,) float32 in [0, 1], in the order of `positions`.
 
@@ -131,16 +173,10 @@ class Judge:
             UnavailableError: A server cannot be used.
             EvaluationError: The judge does not give a score, or the model cannot answer.
         """
+        wanted = chosen(self.n_examples(), positions)
         data = read_rows(self.examples, self.rows)
-        rows = [data[i] for i in chosen(self.n_examples(), positions)]
-        writer = text_subject(subject, self.candidate)
-        writer.require("AutoModelForCausalLM")
-        answers = writer.generate(
-            [row.text("prompt") for row in rows],
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-        )
+        rows = [data[i] for i in wanted]
+        answers = self.probe(subject, wanted)
         told = [self._told(row, answer) for row, answer in zip(rows, answers, strict=True)]
         asked = [(text, sample) for text in told for sample in range(self.samples)]
         marks = self._client.map(lambda item: self._mark(*item, subject.name), asked)

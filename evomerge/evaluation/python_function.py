@@ -92,6 +92,7 @@ class PythonFunction:
         Raises:
             EvaluationError: The function raised, or returned another number of scores, or
                 one that is not finite.
+            ImportError: The function imports what is not installed.
         """
         function = self._load()
         wanted = chosen(self.n, positions)
@@ -104,8 +105,8 @@ class PythonFunction:
                 scores = [float(score) for score in function(subject, **arguments)]
         except EvomergeError:
             raise
-        except (MemoryError, torch.OutOfMemoryError):
-            raise  # the worker retries these
+        except (ImportError, MemoryError, torch.OutOfMemoryError):
+            raise  # no fault of the candidate: the worker ends the run, or tries it again
         except Exception as error:
             raise EvaluationError(
                 f"{subject.name}: {self.function} failed: {type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ from evomerge.evaluation.openai_api import MOST_ALTERNATIVES, Asker, option_toke
 from evomerge.evaluation.server import ServedCandidate
 
 if TYPE_CHECKING:
-    from evomerge.evaluation.subject import Subject
+    from evomerge.evaluation.text_model import TextModel
 
 UNLISTED = -1e9  # finite: an option that is not among the likeliest tokens is no broken model
 
@@ -193,8 +193,8 @@ class ServedSubject:
 
 
 def text_subject(
-    subject: Subject | ServedModel, candidate: ServedCandidate | None
-) -> Subject | ServedSubject:
+    subject: TextModel | ServedModel, candidate: ServedCandidate | None
+) -> TextModel | ServedSubject:
     """Return what evaluators of text ask: the resident model, or the one on a server."""
     if candidate is None:
         assert not isinstance(subject, ServedModel)  # built so by `config.workers.worker_of`

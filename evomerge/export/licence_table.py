@@ -56,6 +56,30 @@ PERMISSIVE_ORDER: Mapping[str, int] = MappingProxyType(
 )
 """Permissive licence -> its place from the loosest to the strictest."""
 
+SHARED_UNDER: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "lgpl-2.1": frozenset({"gpl-2.0", "gpl-3.0", "agpl-3.0"}),
+        "lgpl-3.0": frozenset({"gpl-3.0", "agpl-3.0"}),
+        "gpl-3.0": frozenset({"agpl-3.0"}),
+        "mpl-2.0": frozenset({"gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0"}),
+        "cc-by-sa-3.0": frozenset({"cc-by-sa-4.0"}),
+        "cc-by-sa-4.0": frozenset({"gpl-3.0"}),
+        "cc-by-nc-sa-2.0": frozenset({"cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"}),
+        "cc-by-nc-sa-3.0": frozenset({"cc-by-nc-sa-4.0"}),
+        "eupl-1.1": frozenset({"eupl-1.2", "gpl-2.0", "osl-3.0", "epl-1.0"}),
+        "eupl-1.2": frozenset({"gpl-2.0", "gpl-3.0", "agpl-3.0", "osl-3.0", "epl-1.0"}),
+    }
+)
+"""Licence that asks for its own terms -> others that it lets a work made of both be shared under.
+
+Source: gnu.org/licenses/license-list.html (and section 3 of the LGPL 2.1, section 13 of the GPL 3.0
+and the AGPL 3.0), mpl 2.0 sections 1.12 and 3.3, creativecommons.org/share-your-work/
+licensing-considerations/compatible-licenses, the appendices of the EUPL.
+"""
+
+UNVERSIONED = frozenset({"gpl", "lgpl"})
+"""Licences whose cards do not say which version is meant."""
+
 # Headings of licence texts, after runs of blanks became one blank; the first match counts.
 HEADINGS: tuple[tuple[str, str], ...] = (
     (r"llama (2|3|3\.1|3\.2|3\.3|4) community license", r"llama\1"),

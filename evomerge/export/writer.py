@@ -21,6 +21,7 @@ from evomerge.export.folder import check_vacant, new_folder, write_json
 from evomerge.export.record import check_parents, recipe_record
 from evomerge.export.stacked import Stacked
 from evomerge.merging.derived import Derived
+from evomerge.merging.fused import FLOAT16_LIMIT
 from evomerge.merging.manifest import manifest_of
 from evomerge.merging.materialize import DTYPES as TENSOR_DTYPES
 from evomerge.merging.materialize import materialize
@@ -155,6 +156,18 @@ def verify_digest(folder: Path) -> str:
 class _Weights:
     digest: str
     dtype: str  # torch name of the dtype most elements have
+    at_limit: Mapping[str, int]  # float16 tensor -> elements that its largest number stands for
+
+    @property
+    def notes(self) -> list[str]:
+        """What the card says about them."""
+        if not self.at_limit:
+            return []
+        n_elements, limit = sum(self.at_limit.values()), int(FLOAT16_LIMIT)
+        return [
+            f"{n_elements} elements of {len(self.at_limit)} tensors are at the limit of float16, "
+            f"±{limit}, which stands for all that lies beyond it; manifest.json names the tensors."
+        ]
 
 
 def _write_weights(
@@ -170,13 +183,16 @@ def _write_weights(
     digest = WeightsDigest()
     wanted = None if dtype is None else DTYPES[dtype]
     stream = materialize(recipe, space, sources, derived, device=device, out_dtype=wanted)
+    at_limit: dict[str, int] = {}
     with ShardedWriter(folder, max_shard_bytes=max_shard_bytes) as writer:
         for name, tensor in stream:
             digest.add(name, tensor)
             writer.add(name, tensor)
+            if tensor.dtype == torch.float16 and (n := int((tensor.abs() == FLOAT16_LIMIT).sum())):
+                at_limit[name] = n
     # The dtype the model was scored in, too.
     most = TENSOR_DTYPES[space.float_dtype] if wanted is None else wanted
-    return _Weights(digest.hexdigest(), str(most).removeprefix("torch."))
+    return _Weights(digest.hexdigest(), str(most).removeprefix("torch."), at_limit)
 
 
 @dataclass(frozen=True)
@@ -265,7 +281,10 @@ def _write_papers(
         (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
     record = recipe_record(recipe, space, sources, card, weights_digest=weights.digest, dtype=dtype)
     write_json(folder / "recipe.json", record)
-    write_json(folder / "manifest.json", manifest_of(recipe, space, sources))
+    manifest = manifest_of(recipe, space, sources)
+    if weights.at_limit:
+        manifest["at_float16_limit"] = dict(weights.at_limit)
+    write_json(folder / "manifest.json", manifest)
     readme = render_card(
         card,
         recipe,
@@ -273,7 +292,7 @@ def _write_papers(
         weights_digest=weights.digest,
         mergekit=text,
         no_mergekit_reason=reason,
-        notes=notes,
+        notes=notes + weights.notes,
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return reason

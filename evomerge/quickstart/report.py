@@ -12,6 +12,8 @@ import numpy as np
 from evomerge.core.arrays import FloatArray
 from evomerge.core.pareto import hypervolume
 
+Interval = tuple[float, float]
+
 FRONT_ROWS = 12
 PANELS = (
     ("search", "search images (chosen on these)"),
@@ -29,6 +31,7 @@ class ScoredModel:
         origin: How the candidate came about.
         search: Skill -> accuracy on the images the search used.
         held_out: Skill -> accuracy on images the search never saw.
+        interval: 95 % bootstrap interval of the mean of `held_out`.
     """
 
     label: str
@@ -36,6 +39,7 @@ class ScoredModel:
     origin: str
     search: Mapping[str, float]
     held_out: Mapping[str, float]
+    interval: Interval
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping, with the means over the skills."""
@@ -44,6 +48,7 @@ class ScoredModel:
             "origin": self.origin,
             "search": {**self.search, "mean": mean(self.search)},
             "held_out": {**self.held_out, "mean": mean(self.held_out)},
+            "held_out_interval": list(self.interval),
         }
 
 
@@ -60,6 +65,8 @@ class Report:
         average: Uniform average of the experts.
         best: Skill -> the front's best candidate on it, by search images.
         knee: The front's best compromise, by search images.
+        best_parent: The parent with the best mean on the search's images.
+        gain: Paired 95 % bootstrap interval of the knee's held-out mean less that of `best_parent`.
         front: The front by search images, best first skill first.
         everything: (P, 2) search accuracies of all scored candidates.
     """
@@ -72,6 +79,8 @@ class Report:
     average: ScoredModel
     best: Mapping[str, ScoredModel]
     knee: ScoredModel
+    best_parent: ScoredModel
+    gain: Interval
     front: tuple[ScoredModel, ...]
     everything: FloatArray
 
@@ -102,6 +111,11 @@ class Report:
             "parents": {model.label: model.to_json() for model in self.parents},
             "average": self.average.to_json(),
             "knee": self.knee.to_json(),
+            "gain": {
+                "over": self.best_parent.label,
+                "held_out": mean(self.knee.held_out) - mean(self.best_parent.held_out),
+                "interval": list(self.gain),
+            },
             "best": {skill: model.to_json() for skill, model in self.best.items()},
             "front": [model.to_json() for model in self.front],
             "hypervolume": self.hypervolumes(),
@@ -134,6 +148,14 @@ def table(report: Report) -> str:
         known = same.get(model.candidate, model.label)
         also = f" = {known}" if known != model.label else ""
         lines.append(f"{model.label:<21}{cells}   {model.candidate:>9}{also}")
+    parent, knee = report.best_parent, report.knee
+    (low, high), gain = knee.interval, mean(knee.held_out) - mean(parent.held_out)
+    lines += [
+        "",
+        f"knee, held-out mean: {mean(knee.held_out):.3f} [{low:.3f}, {high:.3f}], {gain:+.3f} "
+        f"[{report.gain[0]:+.3f}, {report.gain[1]:+.3f}] over the best parent ({parent.label})",
+        "95 % intervals by bootstrap over the images, the second one paired",
+    ]
     areas = report.hypervolumes()
     lines += ["", f"{'hypervolume':<21}{'search':>8}{'held-out':>10}   area above (0, 0)"]
     for name, label in (("parents", "parents"), ("average", "uniform average"), ("front", "front")):

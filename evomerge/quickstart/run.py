@@ -17,9 +17,11 @@ from evomerge.config.results import RunResults
 from evomerge.config.schema import load_config
 from evomerge.config.session import Session, open_or_create
 from evomerge.core.arrays import ScoreArray
+from evomerge.core.intervals import resample
+from evomerge.core.objective import Objective
 from evomerge.errors import ConfigError, RunError
 from evomerge.export import verify_digest
-from evomerge.quickstart.report import Report, ScoredModel, draw
+from evomerge.quickstart.report import Report, ScoredModel, draw, mean
 from evomerge.quickstart.specialists import (
     CONFIG,
     SKILLS,
@@ -32,6 +34,7 @@ from evomerge.quickstart.specialists import (
     read_images,
 )
 from evomerge.search.loop import StopReason
+from evomerge.seeding import generator
 from evomerge.storage.run_store import RunFolder
 
 NAME = "quickstart"
@@ -167,6 +170,11 @@ def _score(folder: RunFolder, models: Path) -> tuple[Report, dict[int, dict[str,
     ids = list(dict.fromkeys([*founders, *front]))
     scores = score_held_out(folder, [results.candidate(i).recipe for i in ids])
     held_out = dict(zip(ids, scores, strict=True))
+    draws = resample(
+        {skill: np.stack([row[skill] for row in scores]) for skill in SKILLS},
+        [Objective("mean", dict.fromkeys(SKILLS, 1.0))],
+        generator(results.config.seed, "quickstart", "bootstrap"),
+    )
 
     def scored(candidate: int, label: str) -> ScoredModel:
         means = {
@@ -178,17 +186,22 @@ def _score(folder: RunFolder, models: Path) -> tuple[Report, dict[int, dict[str,
             origin=origins[candidate],
             search=results.objectives_of(candidate),
             held_out=means,
+            interval=draws.interval(ids.index(candidate), 0),
         )
 
+    parents = tuple(scored(by_origin[origin], label) for origin, label in LABELS.items())
+    best_parent = max(parents, key=lambda model: mean(model.search))
     report = Report(
         skills=("low", "high"),
         n_search={skill: len(read_images(models, skill, "search")) for skill in SKILLS},
         n_held_out={skill: len(held_out[knee][skill]) for skill in SKILLS},
         evaluations=len(results.told),
-        parents=tuple(scored(by_origin[origin], label) for origin, label in LABELS.items()),
+        parents=parents,
         average=scored(by_origin[AVERAGE], "uniform average"),
         best={skill: scored(i, f"best {skill}") for skill, i in best.items()},
         knee=scored(knee, "knee"),
+        best_parent=best_parent,
+        gain=draws.difference(ids.index(knee), ids.index(best_parent.candidate), 0),
         front=tuple(scored(i, str(i)) for i in front),
         everything=np.array([event["objectives"] for event in results.scored]),
     )

@@ -1,8 +1,9 @@
 """Scores on examples that the search never saw, beside those it optimised.
 
 Read from ``validation.json`` of a run, where there is one: ``{"n": {objective: examples},
-"candidates": {id: {objective: mean score}}}`` and, where it is known, ``"shrunken"`` as
-``candidates`` (see `core.finalists`); written by `config.finalists`, the rest is not shown.
+"candidates": {id: {objective: mean score}}}`` and, where they are known, in the same form
+``"shrunken"`` (see `core.finalists`), ``"intervals"`` and ``"gains"``: ``over`` a parent, ``gain``,
+``interval``, ``p``. Written by `config.finalists`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from typing import Any
 
 from evomerge.errors import RunError
-from evomerge.report.numbers import short
+from evomerge.report.numbers import short, shorts
 from evomerge.report.scored import Scored
 from evomerge.storage.run_store import RunFolder
 
@@ -20,6 +21,9 @@ FILE = "validation.json"
 
 def validation(scored: Scored) -> dict[str, Any] | None:
     """Return search, validation and shrunken values of each objective; None without figures.
+
+    Beside them 95 % intervals of the validation values, and gains on the best parent: difference,
+    its paired interval, p-value and that parent.
 
     Raises:
         RunError: The file is damaged.
@@ -33,7 +37,10 @@ def validation(scored: Scored) -> dict[str, Any] | None:
         body = json.loads(path.read_bytes())
         sizes = [int(body["n"].get(name, 0)) for name in names]
         measured = {int(i): values for i, values in body["candidates"].items()}
-        drawn = {int(i): values for i, values in body.get("shrunken", {}).items()}
+        drawn, ranges, gains = (
+            {int(i): values for i, values in body.get(key, {}).items()}
+            for key in ("shrunken", "intervals", "gains")
+        )
         ids = sorted(set(measured) & set(searched))
         return {
             "n": sizes,
@@ -43,6 +50,8 @@ def validation(scored: Scored) -> dict[str, Any] | None:
             "shrunken": [
                 [short(_number(drawn.get(i, {}).get(name))) for i in ids] for name in names
             ],
+            "intervals": [[_range(ranges.get(i, {}).get(name)) for i in ids] for name in names],
+            "gains": [[_gain(gains.get(i, {}).get(name)) for i in ids] for name in names],
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
@@ -52,6 +61,21 @@ def validation_stamp(folder: RunFolder) -> int:
     """Return a number that changes when the figures do; 0 without any."""
     path = folder.path / FILE
     return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def _range(values: Any) -> list[float | None] | None:
+    return None if values is None else shorts(values)
+
+
+def _gain(found: Any) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "over": int(found["over"]),
+        "gain": short(float(found["gain"])),
+        "interval": shorts(found["interval"]),
+        "p": short(float(found["p"])),
+    }
 
 
 def _number(value: Any) -> float | None:

@@ -44,6 +44,7 @@ class Canary:
         install: Callable[[Recipe], object],
         *,
         every: int,
+        on_alive: Callable[[], object],
     ) -> None:
         """Look at nothing yet.
 
@@ -52,6 +53,7 @@ class Canary:
             evaluators: Task -> its evaluator and what it scores.
             install: Puts a recipe into everything that is scored.
             every: How many candidates are scored between two looks.
+            on_alive: Called when a look has confirmed what was scored before it.
         """
         rows = np.eye(len(space.sources))[:2]
         self._known = {
@@ -60,6 +62,7 @@ class Canary:
         }
         self._slack = max(SAME_WITHIN, 2 * _EPSILON[space.float_dtype])
         self._evaluators, self._install, self._every = dict(evaluators), install, every
+        self._on_alive = on_alive
         self._first: dict[str, dict[str, Said]] = {}  # known model -> task -> what it said
         self._since: list[int] = []  # candidates scored since the last look
 
@@ -90,6 +93,7 @@ class Canary:
             self._install(recipe)
             self._compare(source, self._first[source], self._said())
         self._since.clear()
+        self._on_alive()
 
     def _record(self) -> dict[str, dict[str, Said]]:
         found = {}

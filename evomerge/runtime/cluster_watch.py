@@ -7,16 +7,21 @@ go get no new work.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.errors import first_line
+from evomerge.errors import ExecutorError, first_line
 from evomerge.runtime.placement_plan import NodeFacts, PlacementError, Plan, WorkerShape
 
 WATCH_SECONDS = 2.0
 STOP_SECONDS = 5.0  # for a thread that hangs in a call to a dead control store
+CLOSE_SECONDS = 15.0  # to leave a cluster without control store takes up to ten
+# Ray ends a process, without an exception, when its control store has been away for so long.
+_RAY_GIVES_UP = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 Planner = Callable[[Sequence[NodeFacts]], Plan]
 
@@ -76,6 +81,7 @@ class ClusterWatch:
 
         Raises:
             PlacementError: No node can hold a worker.
+            ExecutorError: What a node says of itself makes no sense.
         """
         self._cluster = cluster
         self._planner = planner
@@ -83,7 +89,12 @@ class ClusterWatch:
         self._facts: dict[str, NodeFacts] = {}  # measured when a node was first seen, still empty
         self._requesting = threading.Lock()
         self._has_requested = False
+        self._wanted: tuple[tuple[float, float], ...] = ()  # what the autoscaler was told last
+        self._planned: tuple[WorkerShape, ...] = ()  # the last plan that found a place
         self._trouble = ""
+        self._silent_since: float | None = None  # when it was asked what it has not answered yet
+        gives_up = float(os.environ.get(_RAY_GIVES_UP, "60"))
+        self._most_silent = max(gives_up - CLOSE_SECONDS, gives_up / 2)
         self._stop = threading.Event()
         self._latest: Sight | None = None
         self._latest = self._look()
@@ -96,9 +107,27 @@ class ClusterWatch:
         assert self._latest is not None
         return self._latest
 
+    def require_answers(self) -> None:
+        """Raise ExecutorError while there is time when the control store has been silent for long.
+
+        Workers go on without it for a while; then Ray ends this process without a word.
+        """
+        if self._is_silent():
+            raise ExecutorError(
+                "the control store of the Ray cluster has not answered for "
+                f"{self._most_silent:.0f} s: its head is down or cut off. Nothing that was told is "
+                "lost; resume the run when the cluster is back"
+            )
+
+    def _is_silent(self) -> bool:
+        since = self._silent_since
+        return since is not None and time.monotonic() - since > self._most_silent
+
     def stop(self) -> None:
         """End the thread, and take back what the autoscaler was told."""
         self._stop.set()
+        if self._is_silent():
+            return
         self._thread.join(STOP_SECONDS)
         if self._has_requested:  # also where the thread still waits for a node's answer
             last = threading.Thread(target=self._withdraw, name="cluster-withdraw", daemon=True)
@@ -117,35 +146,54 @@ class ClusterWatch:
                 self._trouble = trouble
 
     def _look(self) -> Sight:
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
         draining = self._cluster.draining()
         live = frozenset(self._cluster.live())
+        self._silent_since = None
         new = sorted(live - draining - set(self._facts))
         before = self._latest
         if before and not new and (before.live, before.draining) == (live, draining):
             return before
-        if new:
-            self._facts |= {node.id: node for node in self._cluster.probe(new)}
-        staying = [self._facts[node] for node in sorted(live - draining) if node in self._facts]
+        for node in self._cluster.probe(new) if new else ():
+            if node.trouble and before is None:
+                raise ExecutorError(node.trouble)
+            if node.trouble:  # a search that runs does without the node
+                self._note(f"{node.trouble}; until it is mended and restarted it gets no worker")
+            self._facts[node.id] = node
+        known = [self._facts[node] for node in sorted(live - draining) if node in self._facts]
+        staying = [node for node in known if not node.trouble]
         try:
             plan = self._planner(staying or [NodeFacts("the cluster", 0.0, 0)])
         except PlacementError:
             if before is None:
                 raise
-            return Sight((), live, draining)  # no node is left for now; others may join
-        shapes = tuple(plan.shapes())
-        if plan.waiting and (before is None or shapes != before.shapes):
-            self._request(shapes)
-            self._note(
-                f"{plan.waiting} of {plan.workers} workers have no room on the cluster; its "
-                "autoscaler was told"
+            # A cluster that may shrink to nothing has to hear that its nodes are wanted back.
+            self._request(
+                self._planned,
+                f"no node is left that can hold a worker; the cluster's autoscaler was asked for "
+                f"{len(self._planned)} workers",
             )
-        return Sight(shapes, live, draining)
+            return Sight((), live, draining)
+        self._planned = tuple(plan.shapes())
+        if plan.waiting:
+            self._request(
+                self._planned,
+                f"{plan.waiting} of {plan.workers} workers have no room on the cluster; its "
+                "autoscaler was told",
+            )
+        return Sight(self._planned, live, draining)
 
-    def _request(self, shapes: Sequence[WorkerShape]) -> None:
+    def _request(self, shapes: Sequence[WorkerShape], note: str) -> None:
+        """Tell the autoscaler what is wanted, unless that is what it was told last."""
+        wanted = tuple(sorted((shape.cpus, shape.gpus) for shape in shapes))
         with self._requesting:
-            if not self._stop.is_set():  # else nobody would take it back
-                self._has_requested = True
-                self._cluster.request(shapes)
+            if wanted == self._wanted or self._stop.is_set():  # nobody would take it back
+                return
+            self._has_requested = True
+            self._cluster.request(shapes)
+            self._wanted = wanted
+        self._note(note)
 
     def _withdraw(self) -> None:
         try:

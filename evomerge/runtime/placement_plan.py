@@ -39,6 +39,7 @@ class NodeFacts:
         memory: Free bytes of main memory.
         gpus: Free bytes of each GPU.
         id: Ray's id of the node; "" for this machine.
+        trouble: Why nothing can be planned for it; "" where it can.
     """
 
     name: str
@@ -46,6 +47,7 @@ class NodeFacts:
     memory: int
     gpus: tuple[int, ...] = ()
     id: str = ""
+    trouble: str = ""
 
     @property
     def least_gpu(self) -> int:
@@ -64,6 +66,7 @@ class ModelNeed:
         least_bytes: Activations and KV cache of the smallest batch worth running.
         full_bytes: The same at the evaluators' whole token budget.
         cpu_bytes: The same at the budget of a CPU.
+        divides: Whether layers can be divided over several GPUs; no engine does.
     """
 
     parameters: int
@@ -72,6 +75,7 @@ class ModelNeed:
     least_bytes: int = 0
     full_bytes: int = 0
     cpu_bytes: int = 0
+    divides: bool = True
 
     def on_cpu(self) -> int:
         """Return the bytes of main memory of a worker without GPU."""
@@ -284,7 +288,7 @@ def _gpus_of_worker(node: NodeFacts, need: ModelNeed, most_sharers: int, cpus: f
         while sharers > 1 and math.ceil(by_cpu / sharers) < len(node.gpus):
             sharers -= 1
         return 1.0 if sharers <= 1 else math.floor(1e4 / sharers) / 1e4
-    for n_gpus in range(2, len(node.gpus) + 1):
+    for n_gpus in range(2, len(node.gpus) + 1 if need.divides else 2):
         if need.on_each_of(n_gpus) <= usable:
             return float(n_gpus)
     return 0.0
@@ -304,6 +308,14 @@ def _too_small(shares: Sequence[Share], need: ModelNeed, *, on_gpu: bool) -> str
             f"no node can hold a worker: {what} needs {_gib(need.on_cpu())} of memory and "
             f"{shares[0].shape.cpus:g} CPUs. Found {found}. Lower runtime.cpus_per_worker, free "
             "memory or use larger nodes"
+        )
+    if not need.divides:
+        return (
+            f"no node can hold a worker: {what} needs {_gib(need.on_gpu(comfortable=False))} on "
+            f"one GPU, of which {USABLE:.0%} may be used, and {shares[0].shape.cpus:g} CPUs; an "
+            f"`engine:` uses one GPU. Found {found}. Use larger GPUs, leave `engine:` out "
+            "(transformers divides a model over several GPUs), or have a server that divides it "
+            "(evaluator endpoint)"
         )
     return (
         f"no node can hold a worker: {what} needs {_gib(need.on_gpu(comfortable=False))} on one "

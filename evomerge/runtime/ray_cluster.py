@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from evomerge.errors import ExecutorError
+from evomerge.errors import ExecutorError, first_line
 from evomerge.runtime.cluster_environment import (
     LOOPBACK_ONLY,
     START_ONE,
@@ -78,10 +78,10 @@ class Cluster:
                     logging_level="ERROR",
                     **(local if self._is_local else {}),
                 )
-        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        except Exception as error:  # some of what Ray raises here is of no other class
             ray.shutdown()
             where = "started on this machine" if self._is_local else f"joined at {address}"
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise ExecutorError(f"no Ray cluster could be {where}: {reason}") from error
 
     def gpus_per_worker(self) -> float:
@@ -227,31 +227,35 @@ class RayNodes:
 def _facts(record: dict[str, Any], seen: NodeFacts) -> NodeFacts:
     offered, label = record["Resources"], record["Labels"].get(GPU_LABEL)
     n_gpus = int(offered.get("GPU", 0))
-    gpus = seen.gpus
+    name = str(record["NodeManagerAddress"])
+    gpus, trouble = seen.gpus, ""
     if label is not None:
         try:
             gpus = (int(float(label) * 2**30),) * n_gpus
-        except ValueError:
-            raise ExecutorError(
-                f"node {record['NodeManagerAddress']}: label {GPU_LABEL} is {label!r}; expected "
-                "the free memory of a GPU in GiB, such as 24"
-            ) from None
+        except (ValueError, OverflowError):  # words, nan; inf
+            trouble = (
+                f"node {name}: label {GPU_LABEL} is {label!r}; expected the free memory of a GPU "
+                "in GiB, such as 24"
+            )
     # GPUs that Ray was told of and the node does not see are nobody's, and the other way round.
     gpus = gpus[:n_gpus]
-    name = str(record["NodeManagerAddress"])
-    return NodeFacts(name, offered["CPU"], seen.memory, gpus, str(record["NodeID"]))
+    return NodeFacts(name, offered["CPU"], seen.memory, gpus, str(record["NodeID"]), trouble)
 
 
 def cluster_nodes(address: str, *, insecure: bool) -> list[NodeFacts]:
     """Join a running cluster for as long as it takes to ask its nodes what they have.
 
     Raises:
-        ExecutorError: It cannot be reached, or is open to anyone.
+        ExecutorError: It cannot be reached, is open to anyone, or a node's label makes no sense.
     """
     cluster = Cluster(address, 1, insecure=insecure)
     try:
         nodes = RayNodes()
         staying = sorted(set(nodes.live()) - nodes.draining())
-        return nodes.probe(staying)
+        found = nodes.probe(staying)
     finally:
         cluster.close()
+    for node in found:
+        if node.trouble:
+            raise ExecutorError(node.trouble)
+    return found

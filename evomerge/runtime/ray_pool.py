@@ -126,10 +126,12 @@ class RayPool:
         """Return what finished; blocks until something did or `timeout` seconds passed.
 
         Raises:
-            ExecutorError: No worker can be built (the message is the factory's), or a cluster
-                started here broke down.
+            ExecutorError: No worker can be built (the message is the factory's), a cluster
+                started here broke down, or the head of another one has been away for long.
         """
         self._cluster.require_alive()
+        if self._watch is not None:
+            self._watch.require_answers()
         outcomes: list[Outcome] = []
         until = time.monotonic() + timeout
         while len(self._assignments):

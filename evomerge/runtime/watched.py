@@ -1,9 +1,10 @@
-"""An executor that takes no result from models whose files were changed while it ran.
+"""An executor that takes no result from models or examples that were changed while it ran.
 
 Workers read their sources through memory maps for as long as they live. A file that is written to
 changes what they merge, and one that is replaced is what the next worker, a resume or an export
-would read. So the files are looked at whenever results arrive, before anything learns of them: a
-result that is taken was scored from the files that the run began with.
+would read. Example files that change are read again. So the files are looked at whenever results
+arrive, before anything learns of them: a result that is taken was scored from the files that the
+run began with.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class WatchedFiles:
                 raise SourceError(
                     f"{path}: was changed or replaced while the search ran. Results that came "
                     "after that were not taken, the others are safe. Put the file back and resume "
-                    "the run, or search anew with the models as they are"
+                    "the run, or search anew with the files as they are"
                 )
 
 

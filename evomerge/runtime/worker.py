@@ -21,6 +21,7 @@ from evomerge.core.candidate import Candidate, Evaluation, split_scores
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import (
+    DataError,
     EvaluationError,
     EvomergeError,
     ExecutorError,
@@ -29,6 +30,7 @@ from evomerge.errors import (
 )
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.http_client import Meter, usage_text
+from evomerge.evaluation.packages import what_to_install
 from evomerge.evaluation.sanity import watched_outputs
 from evomerge.evaluation.served_subject import ServedModel
 from evomerge.evaluation.subject import Subject
@@ -105,14 +107,25 @@ class Worker:
         self.notes: tuple[str, ...] = ()  # what events.log should say about how it was built
         self.memory: ScoreMemory | None = None  # set it to have scores of other runs taken over
         self._canary: Canary | None = None
+        # Scores for `memory`, which other runs trust, until the canary confirms them.
+        self._unconfirmed: list[tuple[str, ScoreArray]] = []
         self._n_recalled = 0  # scores of the candidate in hand that came from `memory`
         self._digest = WeightsDigest()
         # Of each resident model: tensor -> key of the value it holds.
         self._resident: list[dict[str, object]] = [{} for _ in self._subjects]
 
     def watch(self, every: int) -> None:
-        """Look at the base model again after every so many candidates; see `runtime.canary`."""
-        self._canary = Canary(self._inputs.space, self._evaluators, self.install, every=every)
+        """Look at the base model again after every so many candidates; see `runtime.canary`.
+
+        From then on `memory` is told scores only once the next look has confirmed them.
+        """
+        self._canary = Canary(
+            self._inputs.space,
+            self._evaluators,
+            self.install,
+            every=every,
+            on_alive=self._keep_confirmed,
+        )
 
     def last_look(self) -> None:
         """Look at the known models once more, after the last candidate; see `watch`.
@@ -147,8 +160,8 @@ class Worker:
 
         Raises:
             ExecutorError: The device is in a state that only a new process can leave, a resident
-                model is not what its recipe says, a server that scores cannot be used, or the
-                canary died: none is the candidate's fault.
+                model is not what its recipe says, a server that scores cannot be used, examples or
+                a package are missing, or the canary died: none is the candidate's fault.
         """
         started = time.perf_counter()
         detail, is_transient = "", False
@@ -174,6 +187,12 @@ class Worker:
             release_memory()
         except ExecutorError:
             raise
+        except (DataError, ImportError) as error:  # every other candidate would fail like this
+            why = what_to_install(error) if isinstance(error, ImportError) else str(error)
+            raise UnavailableError(
+                f"candidate {candidate.id} cannot be scored: {why.rstrip('.')}. Nothing that was "
+                "told is lost; resume the run afterwards"
+            ) from error
         except Exception as error:
             # One bad candidate (or a user's evaluator function) must not end the search; a
             # streak of failures does.
@@ -247,9 +266,19 @@ class Worker:
             whole = len(missing) == len(row)
             scored = self.score(None if whole else missing)
             new = np.concatenate([scored[task] for task in sizes])
-            self.memory.keep(weights, new)
+            if self._canary is None:
+                self.memory.keep(weights, new)
+            else:
+                self._unconfirmed.append((weights, new))
             row = np.where(np.isnan(new), row, new)
         return split_scores(row, sizes)
+
+    def _keep_confirmed(self) -> None:
+        """Tell `memory` what was scored before the canary was found alive."""
+        for weights, row in self._unconfirmed:
+            if self.memory is not None:
+                self.memory.keep(weights, row)
+        self._unconfirmed.clear()
 
     def score(self, examples: IntArray | None = None) -> dict[str, ScoreArray]:
         """Return every task's per-example scores of the installed model.

@@ -19,12 +19,25 @@ def own_place(run: RunFacts, name: str) -> Path:
     Raises:
         RunError: One of them is a link: the run folder may come from somebody else.
     """
-    folder = run.folder / FOLDER
-    for path in (folder, folder / name):
-        if path.is_symlink():
-            raise RunError(f"{path}: is a link; remove it, or give the tracker another place")
+    folder = tracker_folder(run.folder)
+    _refuse_link(folder / name)
     folder.mkdir(exist_ok=True)
     return folder / name
+
+
+def tracker_folder(run: Path) -> Path:
+    """Return ``RUN/trackers``, which need not exist.
+
+    Raises:
+        RunError: It is a link.
+    """
+    _refuse_link(run / FOLDER)
+    return run / FOLDER
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise RunError(f"{path}: is a link; remove it, or give the tracker another place")
 
 
 def address(text: str, key: str) -> str:

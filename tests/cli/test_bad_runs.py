@@ -419,7 +419,7 @@ EXPORT = [
     Case(
         "no-such-candidate",
         ("export", "tiny", "--out", "out", "--pick", "candidate:99"),
-        ("candidate 99 of", "does not exist"),
+        ("tiny: candidate 99 does not exist (there are 0 to 5)",),
         2,
     ),
     Case(
@@ -431,7 +431,7 @@ EXPORT = [
     Case(
         "candidate-failed",
         ("export", "tiny", "--out", "out", "--pick", "candidate:2"),
-        ("candidate 2 of", "failed or is not finished"),
+        ("tiny: candidate 2 failed, so it has no scores: ",),
         2,
         rechained(failed_candidate),
     ),

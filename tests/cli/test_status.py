@@ -9,6 +9,7 @@ from evomerge.config.schema import RuntimeConfig
 from evomerge.config.session import with_runtime
 from evomerge.config.workers import read_run_config
 from evomerge.storage.run_store import RunFolder
+from tests.cli.command import assert_one_line
 from tests.cli.test_bad_runs import rechained
 from tests.e2e.tiny_run import journal
 
@@ -81,8 +82,20 @@ def test_for_people_it_names_values_before_candidates_and_no_none(place, evomerg
     best = evomerge("status", "tiny").out
     assert "candidate" in best.split("best", 1)[1]
     assert ", value" not in best
+    row = json.loads(evomerge("status", "tiny", "--json").out)["best"]["up"]
+    low, high = row["interval"]
+    assert low <= row["value"] <= high
+    assert f"up {row['value']:.4f} [{low:.4f}, {high:.4f}], n = 12 (candidate" in best
     rechained(lambda events: events.__delitem__(slice(3, None)))(place)  # two asked, none told
     assert "None" not in evomerge("status", "tiny").out
+
+
+def test_scores_that_are_lost_leave_the_rest_of_the_status(place, evomerge, status):
+    RunFolder(place.run).scores.write_bytes(b"")
+    facts = status("tiny")
+    assert "was altered; save what is whole: evomerge repair" in facts["damage"]
+    assert set(facts["best"]["up"]) == {"candidate", "value"}
+    assert "(candidate" in evomerge("status", "tiny").out
 
 
 def test_the_last_line_of_a_race_names_candidates_and_their_cost():
@@ -105,3 +118,22 @@ def test_what_a_stop_cut_off_is_not_in_flight(place, evomerge, status):
     assert evomerge("resume", "tiny").code == 0
     assert (status("tiny")["in_flight"], status("tiny")["unfinished"]) == (0, 0)
     assert "next" not in evomerge("status", "tiny").out
+
+
+def test_a_finished_run_that_is_resumed_says_how_to_get_more(place, evomerge):
+    hint = "its budget of 6 was spent before; for more:  evomerge resume populations/tiny"
+    done = evomerge("resume", "tiny")
+    assert done.code == 0
+    assert f"{hint} --evaluations N\n" in done.out
+    more = evomerge("resume", "tiny", "--evaluations", "8")
+    assert more.code == 0
+    assert "was spent before" not in more.out
+    assert json.loads(evomerge("resume", "tiny", "--json").out)["evaluations"] == 8
+
+
+@pytest.mark.parametrize("given", ["tiny", "populations/tiny"])
+def test_search_of_a_run_says_resume(given, place, evomerge):
+    refused = evomerge("search", given)
+    says = f"{given}: is a run, not a config. Go on with it: evomerge resume populations/tiny"
+    assert_one_line(refused, 2, (says,), "ConfigError")
+    assert_one_line(evomerge("search", "populations"), 2, ("populations: cannot be read",))

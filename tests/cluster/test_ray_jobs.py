@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import Finished, command
-from tests.cluster.ray_head import TOKEN, ray_head
-from tests.e2e.tiny_run import TinyModels, journal
+from tests.cluster.ray_head import TOKEN, Head, ray_head
+from tests.e2e.tiny_run import TinyModels, evomerge, journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -85,6 +85,57 @@ def test_a_search_is_submitted_stopped_submitted_again_and_ends(
         assert "refuses this token" in call("logs", "tiny", code=3).err
         _secret_is_nowhere(run, head.temporary)
     assert sorted(told()) == list(range(evaluations)), "each candidate is told exactly once"
+
+
+def test_a_dead_driver_and_a_dead_head_are_survived_by_submitting_again(
+    tiny_models: TinyModels, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = tmp_path / "runs" / "tiny", tmp_path / "whole"
+    config = tiny_models.write(
+        tmp_path / "config.yaml",
+        merge={"name": "linear", "normalize": False},
+        algorithm={"name": "m2n2", "population_size": 6},
+        tasks=[tiny_models.task("up", 0.1, pause=0.3), tiny_models.task("down", -0.1)],
+        budget={"evaluations": 60},
+        runtime={"executor": "ray", "workers": 2, "gpus_per_worker": 0, "threads": 1},
+    )
+    alone = ("--executor", "in-process", "--workers", "1")
+    done = evomerge("search", config, "--run", whole, *alone, env={"TINY_PAUSES": "0"})
+    assert done.returncode == 0, done.stderr
+
+    def told() -> int:  # the last line may be torn
+        path = run / "journal.jsonl"
+        return path.read_bytes().count(b'"kind":"told"') if path.exists() else 0
+
+    def submit(head: Head) -> str:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.setenv(name, head.environment[name])
+        done = command(capsys, "submit", config, "--run", run, "--address", head.url)
+        assert done.code == 0, done.err
+        return done.out
+
+    with ray_head(tmp_path) as head:
+        submit(head)
+        _wait_while(lambda: told() < 5)
+        words = ["-m", "evomerge", "search"]
+        (driver,) = [process for process in head.below() if process.cmdline()[1:4] == words]
+        driver.kill()
+        _wait_while(lambda: _is_alive(capsys, head))
+        assert "its last job has FAILED" in submit(head)
+        before = told()
+        _wait_while(lambda: told() < before + 5)
+        head.kill()
+    assert told() < 60
+    with ray_head(tmp_path) as head:
+        submit(head)
+        _wait_while(lambda: _is_alive(capsys, head))
+    for name in ("journal.jsonl", "scores.f32", "front.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def _is_alive(capsys, head: Head) -> bool:
+    told = command(capsys, "status", "tiny", "--json", "--address", head.url)
+    return json.loads(told.out)["job"]["state"] in ("PENDING", "RUNNING")
 
 
 def _secret_is_nowhere(*places: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -26,6 +28,7 @@ STORAGE = list(yaml.safe_load_all((DOCKER / "k8s" / "storage.yaml").read_text())
 POLICY = yaml.safe_load((DOCKER / "k8s" / "network.yaml").read_text())
 SLURM = (DOCKER / "slurm" / "evomerge.sbatch").read_text()
 SERVICES = list(COMPOSE["services"].items())
+BASES = re.findall(r"^ARG BASE=(\S+)", DOCKERFILE, re.MULTILINE)
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -42,7 +45,7 @@ RAY_PODS = [item for item in PODS if item[0] != "submitter"]
 def images() -> list[str]:
     found = [service["image"] for _, service in SERVICES]
     found += [c["image"] for _, pod in PODS for c in pod["spec"]["containers"]]
-    return [*found, re.findall(r"^ARG BASE=(\S+)", DOCKERFILE, re.MULTILINE)[0]]
+    return [*found, *BASES]
 
 
 @pytest.mark.parametrize("image", images())
@@ -210,3 +213,64 @@ def test_kubernetes_schemas_are_kept() -> None:
     validator = pytest.importorskip("kubernetes_validate")
     for manifest in (*STORAGE, POLICY):
         validator.validate(manifest, "1.32", strict=True)
+
+
+@pytest.mark.parametrize(("name", "pod"), PODS)
+def test_pods_keep_the_schema_of_kubernetes(name: str, pod: dict[str, Any]) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    head = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}}
+    validator.validate({**head, "template": pod}, "1.32", strict=True)
+    misspelt = {**pod, "spec": {**pod["spec"], "terminationGracePeriod": 5}}
+    with pytest.raises(validator.ValidationError):
+        validator.validate({**head, "template": misspelt}, "1.32", strict=True)
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    return json.loads((DOCKER.parent / f"tests/docker/schemas/{name}.json").read_text())
+
+
+def faults(instance: object, schema: dict[str, Any]) -> list[str]:
+    return [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(instance)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [("RayCluster", CLUSTER["spec"]), ("RayJob", JOB["spec"]), ("RayCluster", JOB["spec"]["rayClusterSpec"])],
+)  # fmt: skip
+def test_kuberay_schemas_are_kept(kind: str, spec: dict[str, Any]) -> None:
+    schema = schema_of("kuberay")[kind]
+    assert faults(spec, schema) == []
+    assert faults({**spec, "headGroupSpecs": {}}, schema) != []
+    assert {(m["apiVersion"], m["kind"]) for m in (CLUSTER, JOB)} == {
+        ("ray.io/v1", "RayCluster"), ("ray.io/v1", "RayJob"),
+    }  # fmt: skip
+
+
+def test_the_compose_schema_is_kept() -> None:
+    schema = schema_of("compose")
+    assert faults(COMPOSE, schema) == []
+    head = COMPOSE["services"]["head"]
+    wrong = {**COMPOSE, "services": {"head": {**head, "cap_dropped": ["ALL"]}}}
+    assert faults(wrong, schema) != []
+
+
+def _has_daemon() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return not subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not _has_daemon(), reason="no docker daemon answers")
+def test_the_image_can_be_built_and_runs() -> None:
+    tag, (base,) = f"evomerge:{__version__}-cpu", BASES
+    have = [["docker", "image", "inspect", base], ["docker", "pull", base]]
+    if all(subprocess.run(c, capture_output=True, check=False).returncode for c in have):
+        pytest.skip(f"{base} cannot be had")
+    build = ["docker", "build", "-f", DOCKER / "Dockerfile", "--target", "cpu", "-t", tag, ROOT]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shown = ["docker", "run", "--rm", "--network=none", "--read-only", tag, "evomerge", "--help"]
+    done = subprocess.run(shown, capture_output=True, text=True, check=False)
+    assert "Breed merges" in done.stdout, done.stderr

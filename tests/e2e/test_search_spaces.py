@@ -13,6 +13,7 @@ MERGES = {
     "curve": {"name": "task_arithmetic", "groups": "layer", "weights": {"curve": 2}},
     "modules": {"name": "ties", "groups": "kind", "modules": "search"},
     "chunks": {"name": "linear", "groups": "chunk:7"},
+    "span": {"name": "linear", "normalize": False},
     "choice": {
         "groups": "layer",
         "any_of": [
@@ -26,10 +27,16 @@ MERGES = {
 
 @pytest.mark.parametrize(
     ("merge", "algorithm"),
-    [("curve", "nsga2"), ("modules", "cma_es"), ("chunks", "auto"), ("choice", "tpe")],
+    [
+        ("curve", {"name": "nsga2"}),
+        ("modules", {"name": "cma_es"}),
+        ("chunks", {"name": "auto"}),
+        ("choice", {"name": "tpe"}),
+        ("span", {"name": "m2n2", "angle_scope": "tensor"}),
+    ],
 )
 def test_search_resume_export(tiny_models, tmp_path, merge, algorithm):
-    changes = {"merge": MERGES[merge], "algorithm": {"name": algorithm}}
+    changes = {"merge": MERGES[merge], "algorithm": algorithm}
     tiny_models.write(tmp_path / "c.yaml", **changes)
     done = evomerge("search", "c.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -48,6 +55,9 @@ def test_search_resume_export(tiny_models, tmp_path, merge, algorithm):
 
 
 def check_weights(merge, own):
+    if merge == "span":
+        assert max(len(e["recipe"]["breaks"]) for e in own) > 10, "a segment per tensor"
+        return
     weights = np.array([e["recipe"]["params"]["weights"] for e in own])
     if merge == "curve":
         assert weights.shape[1:] == (4, 2), "embeddings, two layers, head"

@@ -1,6 +1,7 @@
 """Search on one part, choose by the second, measure on the third: once each, and kept."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from evomerge.config.results import RunResults
 from evomerge.config.schema import load_config
 from evomerge.config.session import Session, create_run
 from evomerge.core.picking import pick
-from evomerge.errors import ReplayError, RunError
+from evomerge.errors import ReplayError, RunError, SourceError
 from evomerge.report.data import report_data
 from evomerge.runtime.worker import Worker
 from evomerge.storage.run_store import RunFolder
@@ -159,6 +160,9 @@ def test_the_verb_prints_what_it_found(run):
     assert [row["candidate"] for row in rows] == finalists(RunResults(run))
     plain = evomerge("validate", run.path)
     assert "search minus validation" in plain.stdout
+    gain = next(row["gain"]["up"] for row in rows if "up" in row["gain"])
+    low, high = gain["interval"]
+    assert f"{gain['gain']:+.4f} [{low:+.4f}, {high:+.4f}]" in plain.stdout
     out = run.path.parent / "out"
     exported = evomerge("export", run.path, "--pick", "best:up", "--out", out, "--json")
     assert exported.returncode == 0, exported.stderr
@@ -189,19 +193,40 @@ def test_a_run_without_validation_examples_says_what_to_do(tiny_models, tmp_path
     assert "no validation examples" in done.stderr
 
 
-def test_data_that_changes_during_a_search_stops_it_at_the_end(tiny_models, tmp_path):
+def scored_by_a_file(tiny_models, tmp_path, module):
+    """Return a run whose evaluator is a file of its own, and that file."""
     (tmp_path / "code").mkdir()
-    shutil.copy(tiny_models.folder / "tiny_scorer.py", tmp_path / "code" / "changing_scorer.py")
+    shutil.copy(tiny_models.folder / "tiny_scorer.py", tmp_path / "code" / f"{module}.py")
     task = tiny_models.task("up", 0.1)
-    task["evaluator"] |= {"path": "code", "function": "changing_scorer:closeness"}
+    task["evaluator"] |= {"path": "code", "function": f"{module}:closeness"}
     config = tiny_models.write(tmp_path / "c.yaml", tasks=[task], budget={"evaluations": 8})
     assert yaml.safe_load(config.read_text())["tasks"][0]["evaluator"]["path"] == "code"
     run = RunFolder(tmp_path / "run")
     create_run(load_config(config), tmp_path, run)
+    return run, tmp_path / "code" / f"{module}.py"
+
+
+def test_data_that_changes_during_a_search_stops_it_and_is_put_back(tiny_models, tmp_path):
+    run, file = scored_by_a_file(tiny_models, tmp_path, "changing_scorer")
+    before = file.read_text()
     with Session(run) as session:
-        file = tmp_path / "code" / "changing_scorer.py"
-        file.write_text(file.read_text() + "# changed\n")
-        with pytest.raises(RunError, match=r"changing_scorer\.py: was changed while the search"):
+        file.write_text(before + "# changed\n")
+        with pytest.raises(SourceError, match=r"changing_scorer\.py: was changed or replaced whi"):
             session.run()
+        assert session.loop.n_told == 0
     with pytest.raises(ReplayError, match="data"):
         Session(run)
+    file.write_text(before)
+    with Session(run) as session:
+        assert session.run() == "budget"
+        assert (session.loop.n_told, session.loop.population.failures) == (8, 0)
+
+
+def test_data_that_changes_unseen_stops_the_search_at_its_end(tiny_models, tmp_path):
+    run, file = scored_by_a_file(tiny_models, tmp_path, "quiet_scorer")
+    then, text = file.stat(), file.read_text()
+    with Session(run) as session:
+        file.write_text(text[:-1] + " ")  # as many bytes, in place
+        os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
+        with pytest.raises(RunError, match=r"quiet_scorer\.py: was changed while the search"):
+            session.run()

@@ -17,7 +17,7 @@ import os, time
 import numpy as np
 
 def closeness(subject, n, target, pause=0.0):
-    time.sleep(pause)
+    time.sleep(pause * float(os.environ.get("TINY_PAUSES", "1")))  # 0 where nobody disturbs
     weights = np.concatenate([p.detach().numpy().ravel() for p in subject.model.parameters()])
     cut = np.array_split(weights, n)
     return [float(np.clip(1 - abs(part.mean() * 20 - target), 0, 1)) for part in cut]

@@ -102,6 +102,21 @@ def test_scores_are_the_same_bits_in_any_batch(subjects, name, wanted, tokens, r
         np.testing.assert_array_equal(sums, full[i])
 
 
+def test_logits_are_computed_only_where_options_are_scored(llama, monkeypatch):
+    plan = plan_choices(llama, [HEADER + "a rather long prompt", HEADER + "b"], OPTIONS[:2])
+    assert llama.shares_prefixes
+    inner, seen = llama.model.lm_head.forward, []
+
+    def look(states):
+        seen.append(tuple(states.shape[:2]))
+        return inner(states)
+
+    monkeypatch.setattr(llama.model.lm_head, "forward", look)
+    choice_logprobs(llama, plan, [0, 1], Limits())
+    n_tokens = sum(len(whole) for choice in plan.choices for whole in choice.options)
+    assert sum(rows * positions for rows, positions in seen) < n_tokens / 3
+
+
 def test_many_options_are_laid_out_in_several_rows(llama):
     options = [[f" {'x' * 40}{i:02}" for i in range(20)], [" a", " b"]]
     plan = plan_choices(llama, ["pre", "p"], options)

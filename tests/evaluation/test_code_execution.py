@@ -8,6 +8,8 @@ import pytest
 from evomerge.errors import ConfigError, DataError
 from evomerge.evaluation.code_execution import CodeExecution
 from evomerge.evaluation.sandbox import Limits
+from evomerge.evaluation.server import ServedCandidate, Server
+from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.testing import check_evaluator
 
 from .test_sandbox import BARRIER
@@ -67,6 +69,28 @@ def test_fenced_answers_are_whole_programs(rows):
     answer = "Sure:\n```python\ndef add(a, b):\n    return b + a\n```\nDone."
     found = evaluator(rows, answer="fenced").evaluate(Writer(answer, "x = 1", "```\nx = 2"))
     assert found.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_prompts_become_chat_messages_and_tokens_are_made_once(rows, llama, tmp_path, monkeypatch):
+    template = tmp_path / "chat.jinja"
+    template.write_text("<s>[{{ messages[-1].content }}]")
+    chat = {"chat_template": True, "chat_template_file": template, "answer": "fenced"}
+    made = evaluator(rows, max_new_tokens=4, **chat)
+    wanted = [llama.generate([f"[{row['prompt']}]"], max_new_tokens=4)[0] for row in ROWS]
+    assert made.probe(llama, np.arange(3)) == wanted
+    assert made.example_digests() != evaluator(rows).example_digests()
+    monkeypatch.setattr(type(llama), "encode", None)  # would raise
+    assert made.probe(llama, np.array([2, 0])) == [wanted[2], wanted[0]]
+
+
+def test_a_server_and_settings_of_a_model_here_exclude_each_other(rows):
+    server = ServedCandidate(server=Server(url="http://x"), install="recipe")
+    for settings, key in (
+        ({"chat_template": True}, "chat_template"),
+        ({"engine": VllmEngine(name="vllm")}, "engine"),
+    ):
+        with pytest.raises(ConfigError, match=f"code_execution: {key} is for a model of the work"):
+            evaluator(rows, candidate=server, **settings)
 
 
 def test_rows_without_tests_are_named(tmp_path):

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -88,6 +89,12 @@ def test_a_chat_template_frames_the_prompt_once(tmp_path, llama):
     row = {"prompt": "q", "options": [" a", " b"], "gold": 0}
     choice = MultipleChoice(examples=rows_file(tmp_path / "c.jsonl", [row]), **chat)
     check_evaluator(choice, llama)
+    by_hand = "[system] be brief\n[user] q\n[answer]"
+    np.testing.assert_allclose(
+        choice.probe(llama, np.array([0])),
+        llama.option_logprobs([by_hand], [[" a", " b"]])[0],
+        rtol=1e-5,
+    )
     before = evaluator.example_digests()
     template.write_text(CHAT + "!")
     assert evaluator.example_digests() != before

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.errors import ConfigError, DataError, EvaluationError
+from evomerge.evaluation.evaluator import Probes
 from evomerge.evaluation.judge import Judge
 from evomerge.evaluation.server import Server
 from evomerge.testing import check_evaluator
@@ -115,6 +116,13 @@ def test_bad_rubrics_and_rows_are_named(judging, files):
         judge(judging, files).n_examples()
     with pytest.raises(ConfigError, match="is not below"):
         judge(judging, files, lowest=5.0, highest=5.0)
+
+
+def test_a_canary_looks_at_what_is_written_and_asks_no_judge(judging, files):
+    made = judge(judging, files)
+    assert isinstance(made, Probes)
+    assert made.probe(Writer(), np.array([2, 0])) == ["answer to q2", "answer to q0"]
+    assert judging.requests == []
 
 
 def test_it_keeps_the_contract_on_a_real_model(judging, files, llama):

@@ -21,6 +21,7 @@ from evomerge.config.splits import refuse_shared_examples, split_task
 from evomerge.errors import ConfigError, DataError, EvaluationError, UnavailableError
 from evomerge.evaluation import harness_code
 from evomerge.evaluation.harness import LmEval
+from evomerge.evaluation.harness_answers import chat_template
 from evomerge.testing import check_evaluator
 
 WORDS = ("the cat", "a dog", "then", "other things", "zz:", "q", "x y", "the end", "be", "no")
@@ -552,3 +553,10 @@ def test_built_in_names_are_found_without_the_index():
     assert code_files(path)[0].suffix == ".yaml"
     with pytest.raises(ConfigError, match=r"'mmlu' is a group of 4 tasks \(mmlu_stem"):
         task_file("mmlu", None)
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% import 'x' as y %}", "{{ raise('no') }}"])
+def test_a_chat_template_that_cannot_be_filled_in_is_named(llama, monkeypatch, template):
+    monkeypatch.setattr(llama.tokenizer, "chat_template", template)
+    with pytest.raises(EvaluationError, match=r"chat template of .* cannot be filled in"):
+        chat_template(llama)([{"role": "user", "content": "hello"}])

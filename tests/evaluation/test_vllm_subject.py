@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from evomerge.config.engines import engine_of
 from evomerge.core.candidate import Candidate
 from evomerge.core.model_space import align
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, ExecutorError, UnavailableError
+from evomerge.evaluation.code_execution import CodeExecution
 from evomerge.evaluation.empty_model import empty_model
 from evomerge.evaluation.exact_match import ExactMatch
+from evomerge.evaluation.judge import Judge
 from evomerge.evaluation.multiple_choice import MultipleChoice
 from evomerge.evaluation.perplexity import Perplexity
+from evomerge.evaluation.server import Server
 from evomerge.evaluation.subject import Subject
+from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.evaluation.vllm_subject import VllmSubject
 from evomerge.merging.derived import Derived
 from evomerge.runtime.worker import MergeInputs, Worker
@@ -96,6 +101,31 @@ def test_a_candidate_answers_the_same_after_another_one(folder):
     assert llm.installed == 3
     says(subject)
     assert llm.hits > 0  # the prefix cache is there, and used between two installations
+
+
+def test_programs_and_answers_for_a_judge_are_written_in_it(folder):
+    subject, _ = started(folder)
+    plain = Subject.load(folder / "base", auto_class=CAUSAL)
+    for one in (subject, plain):
+        one.install(tensors(folder, "base").items())
+    engine, positions = VllmEngine(name="vllm"), np.array([3, 0])
+    code = CodeExecution(
+        examples=folder / "match.jsonl",
+        allow_code_execution=True,
+        max_new_tokens=8,
+        engine=engine,
+    )
+    judge = Judge(
+        server=Server(url="http://127.0.0.1:1"),
+        model="j",
+        rubric=folder / "rubric.txt",
+        examples=folder / "match.jsonl",
+        max_new_tokens=8,
+        engine=engine,
+    )
+    for evaluator in (code, judge):
+        assert engine_of(evaluator) == engine
+        assert evaluator.probe(subject, positions) == evaluator.probe(plain, positions)
 
 
 def without(name):

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,7 +22,9 @@ from evomerge.errors import ExecutorError
 from evomerge.runtime.ray_pool import RayPool
 from tests.cluster.drivers import report, say
 from tests.cluster.scorers import Fake, candidate, fake
-from tests.faults.hungry_scorer import hungry
+from tests.faults.hungry_scorer import greedy, hungry
+
+SMALL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
 def make_pool(
@@ -100,6 +105,50 @@ def dead_gcs(folder: Path) -> None:
         pool.close()
 
 
+def dead_at_birth(folder: Path) -> None:
+    """Kill the raylet of a private cluster as soon as there is one."""
+
+    def kill() -> None:
+        while True:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.name() == "raylet":
+                        process.kill()
+                        return
+            time.sleep(0.001)
+
+    threading.Thread(target=kill, daemon=True).start()
+    try:
+        make_pool(partial(fake, folder, 0.1), timeout=60.0)
+    except ExecutorError as error:
+        say("refused", error)
+
+
+def dead_head(folder: Path) -> None:
+    """Kill the control store of a cluster that was joined; its nodes and workers live on."""
+    # Ray ends this process without a word 24 s later, instead of 60.
+    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "24"}
+    nodes = _cluster(folder)
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, **SMALL)
+    pool = make_pool(partial(fake, folder, 0.2), timeout=60.0, address=nodes.address)
+    try:
+        for number in range(3000):
+            pool.submit(candidate(number))
+        work(pool, 5)
+        nodes.head_node.all_processes["gcs_server"][0].process.kill()
+        killed = time.monotonic()
+        work(pool, 3000, lambda: time.monotonic() > killed + 6)
+        say("headless for 6 s")
+        work(pool, 3000)
+    except ExecutorError as error:
+        say("refused", error)
+    finally:
+        pool.close()
+    say("closed")
+    nodes.shutdown()
+
+
 def hungry_worker(folder: Path) -> None:
     """Run out of memory for real, by a limit of the kernel, in one evaluation."""
     pool = make_pool(partial(hungry, folder), timeout=60.0)
@@ -109,8 +158,47 @@ def hungry_worker(folder: Path) -> None:
     pool.close()
 
 
-def partition(folder: Path) -> None:
-    """Freeze a whole node past the deadline of what it scores, then let it return."""
+def killed_for_memory(folder: Path) -> None:
+    """Have the kernel kill a worker in a control group of 256 MB."""
+    group = make_group(256 << 20)
+    (folder / "group").write_text(str(group))
+    pool = make_pool(partial(greedy, folder), timeout=60.0)
+    try:
+        for number in range(6):
+            pool.submit(candidate(number))
+        work(pool, 6)
+        for name in ("memory.oom_control", "memory.events"):
+            if (group / name).exists():
+                say(
+                    *next(
+                        x for x in (group / name).read_text().splitlines() if "oom_kill " in x
+                    ).split()
+                )
+    finally:
+        pool.close()
+        group.rmdir()
+
+
+def make_group(n_bytes: int) -> Path:
+    """Return a new control group with so much memory.
+
+    Raises:
+        OSError: This machine has none, or it is not this process's to make.
+    """
+    old = Path("/sys/fs/cgroup/memory")
+    group = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"evomerge-{os.getpid()}"
+    group.mkdir()
+    try:
+        name = "memory.limit_in_bytes" if old.is_dir() else "memory.max"
+        (group / name).write_text(str(n_bytes))
+    except OSError:
+        group.rmdir()
+        raise
+    return group
+
+
+def _cluster(folder: Path) -> Any:
+    """Return a head without work on loopback; nodes can be added."""
     os.environ |= {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -121,11 +209,15 @@ def partition(folder: Path) -> None:
     (folder / "token").chmod(0o600)
     from ray.cluster_utils import Cluster as Nodes
 
-    small = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    return Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+
+
+def partition(folder: Path) -> None:
+    """Freeze a whole node past the deadline of what it scores, then let it return."""
+    nodes = _cluster(folder)
     raylets = [
         node.all_processes["raylet"][0].process.pid
-        for node in (nodes.add_node(num_cpus=1, **small) for _ in range(2))
+        for node in (nodes.add_node(num_cpus=1, **SMALL) for _ in range(2))
     ]
     pool = make_pool(partial(fake, folder, 0.3), timeout=5.0, address=nodes.address)
     total = 40
@@ -151,5 +243,13 @@ def partition(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    kinds = (stopped_worker, dead_gcs, hungry_worker, partition)
+    kinds = (
+        stopped_worker,
+        dead_gcs,
+        dead_at_birth,
+        dead_head,
+        hungry_worker,
+        killed_for_memory,
+        partition,
+    )
     {kind.__name__: kind for kind in kinds}[sys.argv[1]](Path(sys.argv[2]))

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.tiny_run import evomerge, journal, start
 
 KILLS = 30
+UNDISTURBED = {"TINY_PAUSES": "0"}  # the same journal, sooner
 
 
 def _config(tiny_models, path, evaluations, pause):
@@ -52,7 +53,7 @@ def test_thirty_random_kills_of_the_driver_in_process(tiny_models, tmp_path):
     config = tmp_path / "c.yaml"
     marks = _config(tiny_models, config, evaluations, 0.0)
     whole = tmp_path / "whole"
-    assert evomerge("search", config, "--run", whole).returncode == 0
+    assert evomerge("search", config, "--run", whole, env=UNDISTURBED).returncode == 0
     before = len(list(marks.iterdir()))
     rng = random.Random(0)
     run, kills, landed = tmp_path / "run", 0, 0
@@ -88,7 +89,7 @@ def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
     config = tmp_path / "c.yaml"
     marks = _config(tiny_models, config, evaluations, 0.15)
     whole = tmp_path / "whole"
-    assert evomerge("search", config, "--run", whole).returncode == 0
+    assert evomerge("search", config, "--run", whole, env=UNDISTURBED).returncode == 0
     before = len(list(marks.iterdir()))
 
     rng = random.Random(1)
@@ -126,12 +127,12 @@ def test_kills_of_driver_and_actors_on_ray(tiny_models, tmp_path):
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, tmp_path):
-    evaluations = 80
+def test_nodes_an_actor_and_the_driver_are_killed_and_nodes_join(tiny_models, tmp_path):
+    evaluations = 190
     config = tmp_path / "c.yaml"
     _config(tiny_models, config, evaluations, 0.2)
     whole = tmp_path / "whole"
-    assert evomerge("search", config, "--run", whole).returncode == 0
+    assert evomerge("search", config, "--run", whole, env=UNDISTURBED).returncode == 0
 
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
@@ -139,7 +140,6 @@ def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, t
     env = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every listener on loopback
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     run, log = tmp_path / "run", tmp_path / "log"
@@ -152,18 +152,29 @@ def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, t
         text=True,
         env={**os.environ, **env},
     ) as host:
-        address, doomed, _ = host.stdout.readline().split()
+        address, one, raylet_one, two, raylet_two = host.stdout.readline().split()
+        addresses = [address.split(":")[0], one, two]
+
+        def add_a_node():
+            host.stdin.write("add\n")
+            host.stdin.flush()
+            added, place, _ = host.stdout.readline().split()
+            assert added == "added"
+            addresses.append(place)
+
         where = ("--executor", "ray", "--address", address, "--workers", "2")
         process = start("search", config, "--run", run, *where, log=log, env=env)
         try:
-            _wait_for_results(process, run, 11)
-            psutil.Process(int(doomed)).kill()
-            _wait_for_results(process, run, 21)
-            host.stdin.write("add\n")
-            host.stdin.flush()
-            assert host.stdout.readline() == "added\n"
-            _kill_one_actor(host.pid)
-            _wait_for_results(process, run, 41)
+            _wait_for_workers(process, run, 2)
+            psutil.Process(int(raylet_one)).kill()
+            _wait_for_results(process, run, _told(run) + 5)
+            add_a_node()
+            _scorers(int(raylet_two))[0].kill()
+            _wait_for_workers(process, run, 4)
+            psutil.Process(int(raylet_two)).kill()
+            _wait_for_results(process, run, _told(run) + 5)
+            add_a_node()
+            _wait_for_results(process, run, _told(run) + 10)
             assert process.poll() is None, log.read_text()[-3000:]
             process.kill()
             process.wait()
@@ -174,14 +185,10 @@ def test_a_raylet_an_actor_and_the_driver_are_killed_on_a_cluster(tiny_models, t
             process.wait()
             host.stdin.close()
             host.wait(60)
+    assert len(set(addresses)) == 5, "the head and four nodes, each with an address of its own"
     _check(run, whole, evaluations)
     lost = [line for line in (run / "events.log").read_text().splitlines() if " lost on " in line]
-    assert len(lost) >= 1, "the raylet took a running candidate with it"
-
-
-def _kill_one_actor(host):
-    """Kill a worker on any node of the cluster."""
-    _scorers(host)[0].kill()
+    assert len(lost) >= 2, "raylets took running candidates with them"
 
 
 def _told(run):
@@ -190,19 +197,26 @@ def _told(run):
     return path.read_bytes().count(b'"kind":"told"') if path.exists() else 0
 
 
-def _pause(process, run, n, seconds):
-    """Wait for so many seconds, but not beyond n results: a fast machine must not finish."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and _told(run) < n and time.monotonic() < deadline:
-        time.sleep(0.005)
-
-
 def _wait_for_results(process, run, n, seconds=180):
     """Wait until the journal tells n results, or the process has ended."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and _told(run) < n:
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
+
+
+def _wait_for_workers(process, run, n):
+    """Wait until so many processes have scored something, or the driver has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and len(_workers(run)) < n:
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def _workers(run):
+    log = run / "events.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return {line.split("worker=")[1].split()[0] for line in lines if "worker=" in line}
 
 
 def _actors(process):

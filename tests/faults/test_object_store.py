@@ -142,9 +142,17 @@ def test_a_store_that_hangs_stops_the_search_and_a_resume_ends_the_same(
 ):
     monkeypatch.setattr(object_store, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(object_store, "RETRY_SECONDS", 1.0)
+
+    def pause_after_two_results():  # which reach the store within 50 ms, on a quiet machine
+        until = time.monotonic() + 20
+        while _told(open_object_store(url)) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        server.pause()
+
     done = evomerge(
         "search", config, "--run", url,
-        events={6: server.pause, 7: lambda: time.sleep(3), 8: lambda: time.sleep(3)},
+        events={6: pause_after_two_results, 7: lambda: time.sleep(3), 8: lambda: time.sleep(3)},
     )  # fmt: skip
     server.go_on()
     assert_one_line(done, 3, (url, "cannot be written", "resume"), "RunError")
@@ -181,9 +189,13 @@ def test_a_damaged_run_is_repaired_from_the_bucket(config, whole, evomerge, mach
 
 def test_a_run_that_is_not_there_and_urls_that_cannot_be_are_refused(evomerge, machine):
     missing = f"s3://{BUCKET}/pop/none"
-    assert_one_line(evomerge("resume", missing), 3, (missing, "there is no such run"))
+    for verb in ("resume", "status"):
+        says = (f"{missing}: there is no such run", "Check bucket and name", "search CONFIG --run")
+        assert_one_line(evomerge(verb, missing), 3, says)
     assert_one_line(evomerge("status", "s3://a:b@c/d"), 2, ("credentials belong in",))
-    assert_one_line(evomerge("status", "s3://no-such-bucket/d"), 3, ("s3://no-such-bucket/d",))
+    assert_one_line(
+        evomerge("status", "s3://no-such-bucket/d"), 3, ("s3://no-such-bucket/d: ", "Check the URL")
+    )
 
 
 def test_credentials_may_be_where_boto3_finds_them(machine, server, monkeypatch, tmp_path, url):

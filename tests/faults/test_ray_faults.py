@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.processes import finish, start_driver
+from tests.faults.ray_drivers import make_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -47,12 +48,39 @@ def test_a_dead_control_store_ends_the_search_with_a_reason(tmp_path: Path) -> N
     assert "resume the run" in lines[-1]
 
 
+def test_a_private_cluster_that_dies_while_it_starts_is_an_error(tmp_path: Path) -> None:
+    lines = drive("dead_at_birth", tmp_path)
+    assert "no Ray cluster could be started on this machine: " in lines[-1]
+
+
+def test_a_head_that_dies_elsewhere_ends_the_search_with_a_reason(tmp_path: Path) -> None:
+    lines = drive("dead_head", tmp_path)
+    late = lines.index("headless for 6 s")
+    assert outcomes(lines[late:]), "workers go on while there is hope"
+    assert "refused the control store of the Ray cluster has not answered for 12 s" in lines[-2]
+    assert "resume the run when the cluster is back" in lines[-2]
+    assert lines[-1] == "closed"
+
+
 def test_a_worker_without_memory_costs_one_attempt(tmp_path: Path) -> None:
     found = outcomes(lines := drive("hungry_worker", tmp_path))
     assert sorted(found) == list(range(6))
     assert {error for _, error in found.values()} == {"None"}
     assert found[3][0] == 2
     assert any("MemoryError" in line for line in lines)
+
+
+def test_a_worker_that_the_kernel_kills_for_its_memory_costs_one_attempt(tmp_path: Path) -> None:
+    try:
+        make_group(1 << 30).rmdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    found = outcomes(lines := drive("killed_for_memory", tmp_path))
+    assert sorted(found) == list(range(6))
+    assert {error for _, error in found.values()} == {"None"}
+    assert found[3][0] == 2
+    assert any("worker died" in line for line in lines)
+    assert "oom_kill 1" in lines
 
 
 def test_a_node_that_was_cut_off_and_returns_is_not_counted_twice(tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ def test_validation_figures_are_shown_where_there_are_any(run, tmp_path, data):
     file = copy.path / "validation.json"
     chosen = data["candidates"]["id"][:2]
     body = {"n": {"maths": 50, "chat": 60}, "candidates": {chosen[0]: {"maths": 0.5, "chat": 0.25},
-            chosen[1]: {"maths": 0.4}, 999: {"maths": 1.0}}}  # fmt: skip
+            chosen[1]: {"maths": 0.4}, 999: {"maths": 1.0}},
+            "intervals": {chosen[0]: {"maths": [0.4, 0.6]}}, "gains": {chosen[0]: {"maths":
+            {"over": 1, "gain": 0.1, "interval": [-0.05, 0.25], "p": 0.125}}}}  # fmt: skip
     file.write_text(json.dumps(body))
     found = report_data(RunResults(copy))["validation"]
     assert found["n"] == [50, 60]
@@ -209,6 +211,9 @@ def test_validation_figures_are_shown_where_there_are_any(run, tmp_path, data):
     at = found["id"].index(chosen[0])
     assert [column[at] for column in found["validation"]] == [0.5, 0.25]
     assert found["validation"][1][1 - at] is None
+    assert (found["intervals"][0][at], found["intervals"][0][1 - at]) == ([0.4, 0.6], None)
+    assert found["gains"][0][at] == {"over": 1, "gain": 0.1, "interval": [-0.05, 0.25], "p": 0.125}
+    assert found["gains"][1] == [None, None]
     assert found["search"][0][at] == data["candidates"]["objectives"][0][0]
     file.write_text('{"n": []}')
     with pytest.raises(RunError, match=r"validation\.json: cannot be read"):

@@ -1,5 +1,7 @@
 """Reports in a real browser: nothing complains, plots are drawn, keys, clicks and themes work."""
 
+import json
+
 import pytest
 
 from evomerge.config.results import RunResults
@@ -54,6 +56,34 @@ def test_every_part_is_drawn_without_complaints_and_fits(report, browser, width,
             assert not seen.page.evaluate(TOO_WIDE), f"{name} is wider than the screen"
             for plot in seen.page.locator(f"#{name} .plot:not([hidden])").all():
                 plot.locator(".main-svg").first.wait_for()
+        assert seen.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_validation_scores_have_intervals_and_gains_on_the_best_parent(tmp_path, browser, width):
+    run = write_run(tmp_path / "run", Plan(n=40))
+    names = RunResults(run).objectives.names
+    values = {i: {name: 0.4 + i / 100 for name in names} for i in (0, 3, 7)}
+    gain = {"over": 0, "gain": 0.07, "interval": [-0.02, 0.16], "p": 0.043}
+    body = {
+        "n": dict.fromkeys(names, 50),
+        "candidates": values,
+        "shrunken": values,
+        "intervals": {
+            i: {n: [v - 0.1, v + 0.1] for n, v in row.items()} for i, row in values.items()
+        },
+        "gains": {0: {}, 3: {}, 7: dict.fromkeys(names, gain)},
+    }
+    (run.path / "validation.json").write_text(json.dumps(body))
+    path = tmp_path / "report.html"
+    path.write_text(render(report_data(RunResults(run))), encoding="utf-8")
+    with opened(browser, path, width=width) as seen:
+        seen.tab("validation")
+        row = seen.page.locator("#validation-table tbody tr").last.inner_text()
+        for part in ("0.470 [0.370, 0.570]", "+0.070 [−0.020, +0.160] (candidate 0)", "0.043"):
+            assert part in row
+        assert "n = " in seen.text("#validation-note")
+        assert not seen.page.evaluate(TOO_WIDE)
         assert seen.complaints == []
 
 

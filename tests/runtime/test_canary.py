@@ -105,6 +105,56 @@ def test_what_came_after_the_last_look_is_looked_at_when_the_search_ends(opened)
         executor.last_look()
 
 
+class Kept:
+    """What other runs would be told."""
+
+    def __init__(self):
+        self.weights = []
+
+    def recall(self, weights):
+        return np.full(2 * len(WORDS), np.nan, np.float32)
+
+    def keep(self, weights, row):
+        assert not np.isnan(row).any()
+        self.weights.append(weights)
+
+
+def test_scores_reach_the_shared_ledger_once_the_canary_confirms_them(opened):
+    watched = worker(opened)
+    watched.watch(2)
+    watched.memory = kept = Kept()
+    made = [watched.evaluate(candidate(n)).evaluation.weights_digest for n in range(2)]
+    assert kept.weights == []
+    made.append(watched.evaluate(candidate(2)).evaluation.weights_digest)
+    assert kept.weights == made[:2]
+    watched.last_look()
+    assert kept.weights == made
+    watched.last_look()
+    assert kept.weights == made, "each once"
+
+
+def test_scores_before_a_dead_canary_never_reach_the_shared_ledger(opened):
+    watched = worker(opened)
+    watched.watch(2)
+    watched.memory = kept = Kept()
+    for number in range(2):
+        assert watched.evaluate(candidate(number)).evaluation.error is None
+    with torch.no_grad():
+        watched._subjects[0].model.model.rotary_emb.inv_freq.mul_(1.5)
+    with pytest.raises(UnavailableError, match="candidates 0 to 1"):
+        watched.evaluate(candidate(2))
+    with pytest.raises(UnavailableError, match="candidates 0 to 1"):
+        watched.last_look()
+    assert kept.weights == []
+
+
+def test_without_a_canary_scores_reach_the_shared_ledger_at_once(opened):
+    plain = worker(opened)
+    plain.memory = kept = Kept()
+    made = plain.evaluate(candidate(0)).evaluation.weights_digest
+    assert kept.weights == [made]
+
+
 def test_parts_and_evaluators_of_scores_only_are_watched(opened):
     folder, _ = opened
     whole = MultipleChoice(examples=folder / "rows.jsonl")

@@ -70,6 +70,14 @@ def test_what_fits_nowhere_is_refused_with_numbers_and_remedies() -> None:
         plan_workers([node("a", cpus=0.5)], M135)
 
 
+def test_what_does_not_divide_gets_one_gpu_or_none() -> None:
+    engine = replace(B7, full_bytes=2**60, divides=False)
+    assert counts(plan_workers([node("a", 8, 80)], engine)) == [(8, 1.0)]
+    with pytest.raises(PlacementError, match=r"16\.\d GiB on one GPU, .*`engine:` uses one GPU"):
+        plan_workers([node("a", 4, 12)], engine)
+    assert counts(plan_workers([node("a", 4, 12)], B7)) == [(2, 2.0)]
+
+
 def test_what_the_config_says_counts() -> None:
     cluster = [node("a", 2, 24), node("b", 2, 24)]
     assert counts(plan_workers(cluster, M135, Wishes(gpus_per_worker=1.0))) == [(2, 1.0), (2, 1.0)]

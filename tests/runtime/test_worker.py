@@ -8,7 +8,7 @@ import torch
 
 from evomerge.core.candidate import Candidate
 from evomerge.core.recipe import Recipe
-from evomerge.errors import ExecutorError, UnavailableError
+from evomerge.errors import DataError, ExecutorError, UnavailableError
 from evomerge.runtime.in_process import InProcessExecutor
 from evomerge.runtime.worker import MergeInputs, Worker
 
@@ -73,6 +73,26 @@ def test_a_sick_device_ends_the_process_instead_of_failing_candidate_after_candi
 def test_a_server_that_is_gone_ends_the_run_instead_of_failing_candidate_after_candidate():
     with pytest.raises(UnavailableError, match="gone"):
         Trouble(UnavailableError("gone")).evaluate(CANDIDATE)
+
+
+def test_a_missing_package_ends_the_run_and_is_named_with_its_extra():
+    missing = ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
+    with pytest.raises(
+        UnavailableError,
+        match=r"candidate 3 cannot be scored: No module named 'lm_eval'; install that package "
+        r"where the workers run: pip install 'evomerge\[lm-eval\]'\. Nothing.*resume",
+    ):
+        Trouble(missing).evaluate(CANDIDATE)
+    with pytest.raises(UnavailableError, match=r"No module named 'own'; install that package wh"):
+        Trouble(ModuleNotFoundError("No module named 'own'", name="own.part")).evaluate(CANDIDATE)
+
+
+def test_examples_that_are_gone_end_the_run_instead_of_failing_candidate_after_candidate():
+    with pytest.raises(
+        UnavailableError,
+        match=r"candidate 3 cannot be scored: a\.jsonl: is empty\. Nothing.*resume",
+    ):
+        Trouble(DataError("a.jsonl: is empty.")).evaluate(CANDIDATE)
 
 
 class Constant:

@@ -1,5 +1,7 @@
 """Trackers beside a search: they follow it, go on after a resume, and never stop or slow it."""
 
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from evomerge.config.session import Session, open_or_create, with_budget
 from evomerge.config.track_run import followed, track
 from evomerge.errors import RunError
 from evomerge.storage.run_store import RunFolder
+from evomerge.trackers.optuna_tracker import OptunaTracker
+from evomerge.trackers.sole_sender import sole_sender
 from evomerge.trackers.tracker import Ending, RunFacts, Sent, Step, tracker, trackers
 
 
@@ -148,6 +152,54 @@ def test_an_error_of_the_search_is_not_held_up(run, memory):
     bodies = [{"name": "memory", "hangs": True}]
     with pytest.raises(KeyboardInterrupt), followed(run, bodies, print):
         raise KeyboardInterrupt
+
+
+def test_there_is_one_sender_at_a_time(run, memory):
+    with sole_sender(run.path, Memory()):
+        with pytest.raises(RunError, match="another process is sending digits there"):
+            track(run, Memory())
+        assert track(run, Memory(key="elsewhere")) == (30, 30)
+    assert track(run, Memory()) == (30, 30)
+    assert not (run.path / "trackers").exists(), "the lock leaves nothing behind"
+
+
+def test_a_search_waits_until_another_process_has_sent(search, memory, monkeypatch):
+    folder, _ = search([], evaluations=6)
+    held = sole_sender(folder.path, Memory())
+    held.__enter__()
+    ended = threading.Timer(1.5, held.__exit__, (None, None, None))
+    ended.start()
+    _, warnings = search([{"name": "memory"}], evaluations=12)
+    ended.join()
+    assert warnings == []
+    assert [step.number for step in memory.kept["memory"]] == list(range(1, 13))
+    monkeypatch.setattr(track_run, "FINISH_SECONDS", 0.3)
+    with sole_sender(folder.path, Memory()):
+        _, warnings = search([{"name": "memory"}], evaluations=14)
+    assert len(warnings) == 1
+    assert f"the rest: evomerge track {folder.path}" in warnings[0]
+
+
+def test_a_sender_that_was_killed_holds_nothing(run, memory):
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from evomerge.trackers.optuna_tracker import OptunaTracker\n"
+        "from evomerge.trackers.sole_sender import sole_sender\n"
+        "with sole_sender(Path(sys.argv[1]), OptunaTracker()):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, run.path], check=False)
+    assert done.returncode == -9
+    assert len(list((run.path / "trackers").iterdir())) == 1
+    with sole_sender(run.path, OptunaTracker()):
+        pass
+    assert not (run.path / "trackers").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(run, memory, tmp_path):
+    (run.path / "trackers").symlink_to(tmp_path)
+    with pytest.raises(RunError, match="is a link"):
+        track(run, Memory())
 
 
 def test_much_to_catch_up_with_goes_in_batches(run, memory, monkeypatch):

@@ -203,7 +203,11 @@ function drawValidation() {
     ? `On ${rows.length} candidates the search score is ${show(Math.abs(gap))} ${gap < 0 ? "lower" : "higher"} than the ` +
       `validation score on average (n = ${count(data.objectives[m].n)} search, ${count(found.n[m])} validation examples).` +
       (found.shrunken[m].some((value) => value !== null)
-        ? " Shrunken: the validation score less the luck of being chosen, drawn towards the mean of all." : "")
+        ? " Shrunken: the validation score less the luck of being chosen, drawn towards the mean of all." : "") +
+      (found.gains[m].some((gain) => gain !== null)
+        ? " Over best parent: the paired difference to the unmerged model that the search scored best; p is the chance of" +
+          " such a gain if there were none, adjusted for the number of candidates (Holm)." : "") +
+      " In brackets: 95 % bootstrap intervals over the examples."
     : "No candidate has a validation score of this objective.";
   const ends = rows.flatMap((i) => [search[i], later[i]]);
   const line = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
@@ -215,10 +219,16 @@ function drawValidation() {
       customdata: rows.map((i) => found.id[i]), text: rows.map((i) => `candidate ${found.id[i]}`),
       marker: { color: colour("front"), size: 9 } },
   ], { xaxis: axis(`${name}, search`), yaxis: axis(`${name}, validation`) }, String(m));
-  const heads = ["search", "validation", "gap", "shrunken"].map((text) => ({ text, number: true }));
+  const heads = ["search", "validation", "gap", "shrunken", "over best parent", "p"]
+    .map((text) => ({ text, number: true }));
   fillTable(byId("validation-table"), [{ text: "candidate", number: true }, ...heads],
-    rows.map((i) => [candidateButton(found.id[i]), show(search[i]), show(later[i]), signed(search[i] - later[i]),
-      found.shrunken[m][i] === null ? "" : show(found.shrunken[m][i])]));
+    rows.map((i) => {
+      const [around, gain] = [found.intervals[m][i], found.gains[m][i]];
+      return [candidateButton(found.id[i]), show(search[i]), show(later[i]) + (around ? ` ${range(around, show)}` : ""),
+        signed(search[i] - later[i]), found.shrunken[m][i] === null ? "" : show(found.shrunken[m][i]),
+        gain ? `${signed(gain.gain)} ${range(gain.interval, signed)} (candidate ${gain.over})` : "",
+        gain ? gain.p.toFixed(3) : ""];
+    }));
 }
 
 // ------------------------------------------------- failures and environment
