@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from evomerge.errors import ConfigError
 
 CLONE_TOLERANCE = 1e-12  # between coefficients, which are of order 1
 
-AngleScope = Literal["global", "segment"]
+AngleScope = Literal["global", "segment", "tensor"]
 Genome = TypeVar("Genome")
 
 
@@ -50,7 +50,8 @@ class SpanLineage:
     Attributes:
         span: Geometry of the sources.
         split_point: Draw a split; w applies before it and 1 - w after it. Else w everywhere.
-        angle_scope: Measure the parents' angle over the whole vector, or on each side.
+        angle_scope: Measure the parents' angle over the whole vector, on each side, or in each
+            tensor.
         max_segments: Children with more segments have their faintest breaks joined.
     """
 
@@ -70,6 +71,9 @@ class SpanLineage:
         x, y = on_common_breaks(a, b, split)
         if np.abs(x.coefficients - y.coefficients).max() <= CLONE_TOLERANCE:
             return a
+        if self.angle_scope == "tensor":
+            child = self.span.crossed_by_tensor(x, y, split, w)
+            return self.span.simplify(child, self.max_segments)
         if self.angle_scope == "global" or split in (0, end):
             before = after = self.span.angle(x, y)
         else:
@@ -121,8 +125,9 @@ class M2N2:
         alpha: Sharing strength; 0: plain accuracy, 1: every example is shared among its solvers.
         split_point: Cross over at a random element; else one SLERP for the whole model.
         attraction: Choose the second parent for what the first one lacks; else by fitness.
-        angle_scope: SLERP's angle of the whole vectors ("global", as in the reference), or
-            of each side of the split ("segment").
+        angle_scope: SLERP's angle of the whole vectors ("global", as in the reference), of each
+            side of the split ("segment"), or of each tensor ("tensor"; every tensor is a
+            segment then, so `max_segments` should be above their number).
         capacity: Worth of an example: "auto" is the best score of any member (1 for solved
             0/1 examples); "one" is 1 for all.
         max_segments: Largest number of segments of a recipe. Beyond it a child's faintest
@@ -169,11 +174,16 @@ class M2N2:
                 f"algorithm.max_noise is {self.max_noise}, must be at most {MAX_NOISE}: every "
                 "merge makes each noise anew, over all weights"
             )
-        for name, known in (("angle_scope", ("global", "segment")), ("capacity", ("auto", "one"))):
+        choices = (("angle_scope", get_args(AngleScope)), ("capacity", ("auto", "one")))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"algorithm.{name} is {getattr(self, name)!r}, must be one of {known}"
                 )
+        if self.mutation > 0.0 and self.angle_scope == "tensor":
+            raise ConfigError(
+                "algorithm.angle_scope: 'tensor' goes with mutation: 0 only, use 'segment'"
+            )
 
     def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 
@@ -73,9 +73,10 @@ class MapElites:
                 )
         if not -np.inf < self.low < self.high < np.inf:
             raise ConfigError(f"algorithm.low is {self.low}, must be below high, {self.high}")
-        if self.angle_scope not in ("global", "segment"):
+        if self.angle_scope not in get_args(AngleScope):
             raise ConfigError(
-                f"algorithm.angle_scope is {self.angle_scope!r}, must be global or segment"
+                f"algorithm.angle_scope is {self.angle_scope!r}, must be one of "
+                f"{get_args(AngleScope)}"
             )
 
     def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:

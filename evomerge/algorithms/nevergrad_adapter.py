@@ -271,6 +271,10 @@ class NevergradAlgorithm:
 class Nevergrad(NevergradAlgorithm):
     """Any optimizer of nevergrad's registry that takes results in any order.
 
+    Source: Bennet et al. 2021, nevergrad 1.0, its `optimizers.registry`; spec: algorithms.md §7.
+    Differs from using it directly: global random streams are stood in for by seeded ones, and a
+    failure is told as a loss a little above the worst.
+
     Attributes:
         optimizer: Name in `nevergrad.optimizers.registry`.
     """
@@ -301,6 +305,10 @@ class CmaEs(NevergradAlgorithm):
     """CMA-ES: nevergrad's CMA, or DiagonalCMA above 100 dimensions.
 
     With a single searched number CMA-ES has no covariance to adapt; OnePlusOne stands in.
+
+    Source: Hansen 2016 (the CMA evolution strategy, a tutorial), arXiv:1604.00772, by pycma.
+    Differs from mergekit-evolve, which runs it too: between bounds, not folded at them; a smaller
+    first step; a diagonal covariance above 100 numbers (Ros & Hansen 2008, sep-CMA-ES).
 
     Attributes:
         initial_sigma: Standard deviation of the first points in the unit cube. None: 1/6 for layer

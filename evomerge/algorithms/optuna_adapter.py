@@ -188,6 +188,9 @@ class OptunaAlgorithm:
 class Optuna(OptunaAlgorithm):
     """Any optuna sampler; all objectives are maximised together.
 
+    Source: Akiba et al. 2019 (Optuna), arXiv:1907.10902, its `samplers`.
+    Differs from using it directly: the study is never stored, a replay of the journal rebuilds it.
+
     Attributes:
         sampler: Class name in `optuna.samplers`.
         options: Further keyword arguments of that class.
@@ -221,6 +224,9 @@ class Optuna(OptunaAlgorithm):
 class Nsga2(OptunaAlgorithm):
     """NSGA-II: Pareto ranks and crowding over several objectives.
 
+    Source: Deb et al. 2002, doi:10.1109/4235.996017, by optuna's NSGAIISampler.
+    Differs from the paper as optuna does: uniform crossover by default, no generation barrier.
+
     Attributes:
         population_size: Members of a generation.
     """
@@ -248,6 +254,11 @@ class Tpe(OptunaAlgorithm):
     """Tree-structured Parzen estimator over all parameters jointly.
 
     Points in flight count as bad results (constant liar), so that parallel asks spread out.
+
+    Source: Bergstra et al. 2011 (algorithms for hyper-parameter optimization, NeurIPS 24), by
+    optuna's TPESampler with `multivariate`.
+    Differs from the paper: the joint density of Falkner et al. 2018 (BOHB), arXiv:1807.01774, in
+    place of one per parameter.
 
     Attributes:
         startup_evaluations: Random points before the model is used.

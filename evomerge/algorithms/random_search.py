@@ -15,7 +15,11 @@ from evomerge.core.objective import Objectives
 @search_algorithm("random")
 @dataclass(kw_only=True)
 class RandomSearch:
-    """Uniform points of the unit cube, independent of all scores. Never waits."""
+    """Uniform points of the unit cube, independent of all scores. Never waits.
+
+    Source: Bergstra & Bengio 2012 (random search for hyper-parameter optimization, JMLR 13).
+    Differs from it in nothing.
+    """
 
     def start(self, space: Space, objectives: Objectives, rng: np.random.Generator) -> None:
         """Begin a run.

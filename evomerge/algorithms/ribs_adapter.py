@@ -17,6 +17,7 @@ import numpy as np
 
 from evomerge.algorithms.algorithm import require_dimensions, search_algorithm
 from evomerge.algorithms.generations import require_within
+from evomerge.algorithms.nevergrad_adapter import PrivateGlobalStreams
 from evomerge.algorithms.pending import Pending
 from evomerge.core.arrays import FloatArray
 from evomerge.core.candidate import Evaluation, Proposal
@@ -115,7 +116,8 @@ class Ribs:
         self._queue: deque[tuple[int, int]] = deque()  # (emitter, row) not handed out yet
 
     def _make(self, rng: np.random.Generator) -> tuple[Any, list[Any]]:
-        from ribs import archives, emitters
+        with PrivateGlobalStreams(0):  # importing it draws random numbers
+            from ribs import archives, emitters
 
         n_objectives = len(self._objectives)
         archive = archives.GridArchive(

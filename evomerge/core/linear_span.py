@@ -56,22 +56,29 @@ class LinearSpan:
         prefix: (B + 1, K, K) cumulative Gram matrices over the basis
             (theta_0, theta_1 - theta_0, …), float64. Differences instead of raw sources keep
             the digits of small task vectors.
+        tensors: (T + 1,) where tensors begin, then D; None: all elements are one tensor.
     """
 
     sources: tuple[str, ...]
     n_elements: int
     block: int
     prefix: FloatArray
+    tensors: IntArray | None = None
 
     @classmethod
     def from_block_grams(
-        cls, sources: tuple[str, ...], n_elements: int, block: int, grams: FloatArray
+        cls,
+        sources: tuple[str, ...],
+        n_elements: int,
+        block: int,
+        grams: FloatArray,
+        tensors: IntArray | None = None,
     ) -> LinearSpan:
         """Build from (B, K, K) Gram matrices of single blocks."""
         k = len(sources)
         prefix = np.zeros((len(grams) + 1, k, k))
         np.cumsum(grams, axis=0, out=prefix[1:])
-        return cls(sources, n_elements, block, prefix)
+        return cls(sources, n_elements, block, prefix, tensors)
 
     def single(self, source: int) -> Segments:
         """Return source number `source` as segments."""
@@ -122,6 +129,32 @@ class LinearSpan:
             return 0.0
         (distance,) = _norms(grams, basis[:1] / norm_a - basis[1:] / norm_b)
         return 2.0 * math.asin(min(distance / 2.0, 1.0))
+
+    def crossed_by_tensor(self, a: Segments, b: Segments, split: int, t: float) -> Segments:
+        """Return slerp_t(a, b) before element `split` and slerp_{1-t} after it, tensor by tensor.
+
+        Every tensor has the angle of its own a and b; one shorter than a block may have none, and
+        is mixed linearly.
+        """
+        ends = np.array([0, self.n_elements]) if self.tensors is None else self.tensors
+        breaks, rows_a, rows_b = _refine(a, b, split, *ends.tolist())
+        grams, starts = self._grams(breaks, 0, None), breaks[:-1]
+        firsts = starts.searchsorted(ends[:-1])
+        tensor = ends.searchsorted(starts, side="right") - 1
+        basis_a, basis_b = self._basis(rows_a), self._basis(rows_b)
+        size_a = _norms_of_runs(grams, basis_a, firsts)
+        size_b = _norms_of_runs(grams, basis_b, firsts)
+        has_angle = (size_a > 0.0) & (size_b > 0.0)
+        unit_a = basis_a / np.where(has_angle, size_a, 1.0)[tensor, None]
+        unit_b = basis_b / np.where(has_angle, size_b, 1.0)[tensor, None]
+        gaps = np.where(has_angle, _norms_of_runs(grams, unit_a - unit_b, firsts), 0.0)
+        angles = [2.0 * math.asin(min(gap / 2.0, 1.0)) for gap in gaps.tolist()]
+        pairs = [
+            slerp_weights(t if start < split else 1.0 - t, angles[i])
+            for start, i in zip(starts.tolist(), tensor.tolist(), strict=True)
+        ]
+        u, v = np.array(pairs).T
+        return _compact(breaks, rows_a * u[:, None] + rows_b * v[:, None])
 
     def simplify(self, segments: Segments, max_segments: int) -> Segments:
         """Return segments with the faintest breaks joined until at most `max_segments` are left.
@@ -243,6 +276,15 @@ def _norms(grams: FloatArray, basis: FloatArray) -> list[float]:
     products *= grams
     squares = np.add.reduce(products.reshape(len(basis), -1), axis=1)
     return [math.sqrt(max(square, 0.0)) for square in squares.tolist()]
+
+
+def _norms_of_runs(grams: FloatArray, basis: FloatArray, firsts: IntArray) -> FloatArray:
+    """Return (T,) norms of (S, K) coefficients over runs of segments, given (S, K, K) Grams."""
+    products = basis[:, :, None] * basis[:, None, :]
+    products *= grams
+    squares = np.add.reduce(products.reshape(len(basis), -1), axis=1)
+    norms: FloatArray = np.sqrt(np.add.reduceat(squares, firsts).clip(min=0.0))
+    return norms
 
 
 def _compact(breaks: IntArray, coefficients: FloatArray) -> Segments:

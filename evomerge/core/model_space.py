@@ -11,6 +11,9 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
+import numpy as np
+
+from evomerge.core.arrays import IntArray
 from evomerge.core.tensor_names import order_key, place
 from evomerge.errors import ModelSpaceError
 
@@ -92,6 +95,12 @@ class ModelSpace:
     def merged(self) -> tuple[SpaceTensor, ...]:
         """The tensors that are really merged, in flattened order."""
         return tuple(tensor for tensor in self.tensors if tensor.action == "merge")
+
+    @cached_property
+    def tensor_breaks(self) -> IntArray:
+        """(T + 1,) where merged tensors begin in the flattened order, rising, and where all end."""
+        starts = {tensor.offset for tensor in self.merged if tensor.spec.n_elements}
+        return np.array([*sorted(starts), self.n_elements], dtype=np.int64)
 
     @cached_property
     def n_elements(self) -> int:

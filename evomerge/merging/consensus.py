@@ -11,10 +11,10 @@ from torch import Tensor
 
 from evomerge.core.genes import Gene
 from evomerge.errors import ConfigError
+from evomerge.merging.exempt import Vectors, exempt_kind
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Vectors, per_chunk
-from evomerge.merging.sparsified import is_exempt
+from evomerge.merging.sign_consensus import per_chunk
 from evomerge.merging.weights import over_base
 
 
@@ -48,13 +48,15 @@ class Consensus(OperatorDefaults):
         lambda_: Common scale.
         agreement: Masks that must hold an element, k of the paper; the number of experts when
             there are fewer.
-        vectors: "exempt" ("auto" is the same) adds tensors with at most one axis unmasked.
+        vectors: "exempt" ("auto" is the same) adds tensors with at most one axis, and routers,
+            unmasked.
 
     Raises:
         ConfigError: `agreement` is negative.
 
     Source: Wang et al. 2024, arXiv:2405.07813.
-    Differs from the paper: one `mask_threshold` for all experts; norms and biases are exempt.
+    Differs from the paper: one `mask_threshold` for all experts; norms, biases and
+    routers are exempt.
     """
 
     weights: tuple[Annotated[float, Gene(0.0, 1.0)], ...]
@@ -69,16 +71,15 @@ class Consensus(OperatorDefaults):
         if self.agreement < 0:
             raise ConfigError(f"agreement is {self.agreement}, must be at least 0")
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        if not is_exempt(shape, self.vectors, "paper"):
-            return None
-        return "at most one axis, task arithmetic"
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, self.vectors, "paper")
+        return kind and f"{kind}, task arithmetic"
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
         scales = [self.lambda_ * weight for weight in self.weights]
-        exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        exempt = self.fallback(tensors.name, tuple(tensors.experts[0].shape)) is not None
         # A lone expert claims everything.
         if exempt or len(scales) == 1 or self.agreement == 0 or not any(scales):
             return tensors.weighted_sum(over_base(scales))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from evomerge.merging.kept import Keep, Rescale, rescaled
+from evomerge.merging.kept import Keep, Rescale, inverse_factor, rescaled
 from evomerge.merging.operator import TensorInputs, merge_operator
 from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
 
@@ -39,8 +39,10 @@ class DropAndRescale(Sparsified):
 
     def keep(self, tensors: TensorInputs, expert: int) -> Keep:
         """Return the random mask, and what makes up for the dropped elements."""
-        keep = Keep(key=tensors.mask_key(expert, self.seed), density=self.density)
-        return rescaled(keep, tensors, expert, self.resolved_rescale)
+        rescale = self.resolved_rescale
+        factor = inverse_factor(self.density) if rescale == "inverse" else 1.0
+        keep = Keep(key=tensors.mask_key(expert, self.seed), density=self.density, factor=factor)
+        return rescaled(keep, tensors, expert, rescale) if rescale == "l1" else keep
 
 
 @merge_operator("dare_linear")

@@ -62,11 +62,16 @@ class Derived:
     tables: TaskVectorStatistic | None = None
     codes: TaskVectorStatistic | None = None
     variances: VarianceTables | None = None
+    _known: dict[tuple[str, str], QuantileTable] = field(default_factory=dict, init=False)
 
     def quantiles(self, source: str, name: str) -> QuantileTable | None:
         """Return the quantile table of one expert's task vector of one tensor, if kept."""
-        found = None if self.tables is None else self.tables.of(source, name)
-        return None if found is None else QuantileTable.of(found)
+        if (source, name) not in self._known:
+            found = None if self.tables is None else self.tables.of(source, name)
+            if found is None:
+                return None
+            self._known[source, name] = QuantileTable.of(found)
+        return self._known[source, name]
 
     def rank_codes(self, source: str, name: str) -> Tensor | None:
         """Return the rank codes of one expert's task vector of one tensor, if prepared."""

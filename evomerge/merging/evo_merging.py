@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evomerge.core.genes import Gene
 from evomerge.errors import ConfigError
+from evomerge.merging.exempt import exempt_kind
 from evomerge.merging.low_rank import LowRank, concatenate
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
@@ -30,14 +31,14 @@ class EvoMerging(OperatorDefaults):
     top_alpha keeps the largest `alpha` share of a tensor's elements by magnitude, at least one and
     ties with the last. Where experts are adapters of the base it prunes A and leaves B dense:
 
-    ==========  =====================================================================
-    task vector what is added to the base, A'_k = top_alpha_k(A_k), scales in B_k
-    ==========  =====================================================================
-    dense       sum_k beta_k top_alpha_k(delta_k)
-    ``b_only``  sum_k beta_k B_k A'_k: rank sum r_k, no expert touches another
-    ``both``    (sum_k beta_k B_k) (sum_k beta_k A'_k): the authors' code, rank r
-    ``sqrt``    (sum_k sgn(beta_k) sqrt|beta_k| B_k) (sum_k sqrt|beta_k| A'_k), rank r
-    ==========  =====================================================================
+    ===========  ====================================================================
+    task vector  what is added to the base, A'_k = top_alpha_k(A_k), scales in B_k
+    ===========  ====================================================================
+    dense        sum_k beta_k top_alpha_k(delta_k)
+    ``b_only``   sum_k beta_k B_k A'_k: rank sum r_k, no expert touches another
+    ``both``     (sum_k beta_k B_k) (sum_k beta_k A'_k): the authors' code, rank r
+    ``sqrt``     (sum_k sgn(beta_k) sqrt|beta_k| B_k) (sum_k sqrt|beta_k| A'_k), rank r
+    ===========  ====================================================================
 
     Where some experts are adapters and some are not, each group is added by its own line.
 
@@ -52,7 +53,7 @@ class EvoMerging(OperatorDefaults):
     Source: arXiv:2509.12951, code Chansl-Lucky/Black-Box-Merging.
     Differs from the code, unless `coupling` is "both": there beta multiplies both factors, so that
     an expert's own term gets beta squared, whose sign is lost, and every pair of experts adds a
-    cross term. Tensors with at most one axis are not pruned.
+    cross term. Tensors with at most one axis, and routers, are not pruned.
     """
 
     needs_factors: ClassVar[bool] = True
@@ -65,15 +66,20 @@ class EvoMerging(OperatorDefaults):
         """Check the fields."""
         check_fields(self)
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        return "at most one axis, not pruned" if len(shape) <= 1 else None
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, "exempt", "paper")
+        return kind and f"{kind}, not pruned"
+
+    def _shares(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
+        return self.alpha if self.fallback(name, shape) is None else (1.0,) * len(self.alpha)
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
         factors = tensors.factors or (None,) * len(self.beta)
         is_dense = self.coupling == "b_only" or all(part is None for part in factors)
-        if tensors.is_vector or (is_dense and min(self.alpha) >= 1.0):
+        shares = self._shares(tensors.name, tuple(tensors.experts[0].shape))
+        if tensors.is_vector or (is_dense and min(shares) >= 1.0):
             return tensors.weighted_sum(over_base(self.beta))
         total = torch.zeros_like(tensors.experts[0], dtype=torch.float32)
         known = [(k, part) for k, part in enumerate(factors) if part is not None]
@@ -83,8 +89,8 @@ class EvoMerging(OperatorDefaults):
         for k, part in enumerate(factors):
             if part is None and self.beta[k] != 0.0:
                 delta = tensors.deltas[k]
-                if self.alpha[k] < 1.0:
-                    delta = trim(delta, tensors.threshold(k, self.alpha[k]))
+                if shares[k] < 1.0:
+                    delta = trim(delta, tensors.threshold(k, shares[k]))
                 total.add_(delta, alpha=self.beta[k])
         return tensors.add_to_base(total)
 
@@ -93,9 +99,9 @@ class EvoMerging(OperatorDefaults):
         return self._merged(list(range(len(factors))), list(factors), name)
 
     def _merged(self, experts: list[int], factors: list[LowRank], name: str) -> LowRank:
-        beta = [self.beta[k] for k in experts]
+        beta, shares = [self.beta[k] for k in experts], self._shares(name, factors[0].shape)
         pruned = [
-            LowRank(_top(part.a, self.alpha[k]), part.b, part.is_transposed)
+            LowRank(_top(part.a, shares[k]), part.b, part.is_transposed)
             for k, part in zip(experts, factors, strict=True)
         ]
         if self.coupling == "b_only":

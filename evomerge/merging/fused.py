@@ -27,6 +27,8 @@ _PER_THREAD = 1 << 20
 # Elements per pass of the torch version: the slices of a pass should fit a CPU's cache.
 _CPU_PASS, _GPU_PASS = 1 << 17, 1 << 26
 
+FLOAT16_LIMIT = 65504.0  # largest finite number
+
 Array = np.ndarray[Any, Any]
 # Arrays that stand for the dtypes that kernels take: they get bfloat16 as its bits.
 _LIKE: Mapping[torch.dtype, Array] = MappingProxyType(
@@ -69,6 +71,27 @@ def kernel_arrays(sources: Sequence[Tensor], least: int = MIN_ELEMENTS) -> tuple
     return tuple(arrays)
 
 
+def addresses(
+    sources: Sequence[Tensor], least: int = MIN_ELEMENTS
+) -> tuple[tuple[int, ...], Array] | None:
+    """Return the addresses of what a kernel reads or writes, and an array of their dtype.
+
+    Args:
+        sources: See `kernel_arrays`; None is returned where that returns None.
+        least: Elements from which on a kernel is used.
+    """
+    like = _LIKE.get(sources[0].dtype) if sources else None
+    fits = like is not None and len(sources) <= MAX_SOURCES
+    if (
+        like is None
+        or not fits
+        or sources[0].numel() < max(least, 1)
+        or not _are_flat(sources, sources[0])
+    ):
+        return None
+    return tuple([tensor.data_ptr() for tensor in sources]), like
+
+
 def in_threads(kernel: Callable[[int, int], bool], n_elements: int, *, run: int = RUN) -> bool:
     """Call `kernel(start, stop)` on whole runs, on as many threads as torch uses; all must hold."""
     n_threads = 1
@@ -91,8 +114,16 @@ def pass_size(tensor: Tensor) -> int:
 def write_rounded(out: Tensor, values: Tensor) -> None:
     """Round float32 `values` into `out`; fp16 is clamped to its finite range."""
     if out.dtype == torch.float16:
-        values = values.clamp(-65504.0, 65504.0)
+        values = values.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT)
     out.copy_(values)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another float dtype; what is finite stays so in fp16."""
+    if dtype == torch.float16 and tensor.dtype != dtype:
+        limited = tensor.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT)
+        tensor = torch.where(tensor.isfinite(), limited, tensor)
+    return tensor.to(dtype)
 
 
 def weighted_sum(

@@ -19,8 +19,9 @@ from evomerge.merging.weights import normalized
 
 # Below this the directions cancel, and the rest of them is the rounding of float32 tensors.
 _CANCELLED = 1e-4
-# Sine below which an angle is as good as 0 or pi.
-_SMALLEST = 1e-6
+# Sine below which an angle is as good as 0 or pi: cosines are off by 1e-16 / _CANCELLED = 1e-12
+# at worst, which is an angle of 1.4e-6, and at pi an angle is divided by its sine.
+_SMALLEST = 1e-5
 
 
 @merge_operator("karcher")
@@ -88,7 +89,8 @@ class Karcher(OperatorDefaults):
         if not len(used):
             return list(weights)
         unit = lengths[used]
-        cosines = points[np.ix_(used, used)] / np.outer(unit, unit)
+        kept = points if len(used) == len(weights) else points[np.ix_(used, used)]
+        cosines = kept / (unit[:, np.newaxis] * unit)
         scales = self._mean(cosines, shares[used] / shares[used].sum())
         if scales is None:
             return list(weights)
@@ -98,13 +100,14 @@ class Karcher(OperatorDefaults):
 
     def _mean(self, cosines: FloatArray, weights: FloatArray) -> FloatArray | None:
         """Return (n,) coefficients of the mean over unit vectors, None where they cancel."""
-        at = weights
+        at, size = weights, _length(cosines, weights)
         if self.compat == "paper":
-            if _length(cosines, at) < _CANCELLED:
+            if size < _CANCELLED:
                 return None
-        elif _length(cosines, at) <= self.tol:
+        elif size <= self.tol:
             at = np.eye(len(weights))[0]
-        at = at / _length(cosines, at)
+            size = _length(cosines, at)
+        at = at / size
         smallest_angle = self.tol if self.compat == "mergekit" else 0.0
         for _ in range(self.max_iter):
             cos = np.minimum(np.maximum(cosines @ at, -1.0), 1.0)

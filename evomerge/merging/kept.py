@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import as_array, in_threads, write_rounded
+from evomerge.merging.fused import addresses, in_threads, write_rounded
 from evomerge.merging.philox import key_words, random_halves
 from evomerge.merging.sums import absolute_sum
 
@@ -29,6 +30,20 @@ Vote = Literal["weighted", "unweighted"]
 Passes = Literal["weighted", "unweighted", "touched"]
 Divisor = Literal["mean", "weights", "signed_weights", "none"]
 Rescale = Literal["inverse", "l1", "none"]
+
+
+@lru_cache(maxsize=256)
+def drawn_below(density: float) -> int:
+    """Return what the 16-bit random number of an element that stays is below."""
+    return min(max(math.ceil(density * 65536 - 0.5), 0), 65536)
+
+
+def inverse_factor(density: float) -> float:
+    """Return what makes up for dropping at random: 1 / density as it is drawn, to 2**-16.
+
+    With it the mean over masks is exactly the task vector. 1 where nothing is kept.
+    """
+    return 65536 / (drawn_below(density) or 65536)
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Keep:
         """What the 16-bit random number of an element that stays is below; 65536 without key."""
         if self.key is None:
             return 65536
-        return min(max(math.ceil(self.density * 65536 - 0.5), 0), 65536)
+        return drawn_below(self.density)
 
     @property
     def is_empty(self) -> bool:
@@ -114,9 +129,8 @@ def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -
         rescale: "inverse" divides by the density, "l1" restores the sum of magnitudes.
     """
     factor = 1.0
-    if rescale == "inverse" and keep.below:
-        # The density as it is drawn, to 2**-16: the mean over masks is exactly the task vector.
-        factor = 65536 / keep.below
+    if rescale == "inverse" and keep.key is not None:
+        factor = inverse_factor(keep.density)
     elif rescale == "l1":
         delta = tensors.delta(expert).reshape(-1)
         left = absolute_sum(keep.apply(delta))
@@ -173,7 +187,11 @@ def merge_kept(
     Returns:
         The merged tensor, in the output dtype.
     """
-    numbers = _numbers(tensors, keeps, weights, vote, divisor, scale)
+    factors = tuple([keep.factor for keep in keeps])
+    order = tensors.canonical_order
+    # Without -0.0, which is not told from 0.0 where results are remembered.
+    positive_zeros = tuple([weight + 0.0 for weight in weights])
+    numbers = pass_numbers(order, factors, positive_zeros, vote, divisor, scale)
     out = tensors.empty_result()
     if not _compiled(tensors, keeps, numbers, out):
         _torch(tensors, keeps, numbers, out)
@@ -185,14 +203,16 @@ def share(weight: float, divisor: Divisor) -> float:
     return {"mean": 1.0, "weights": abs(weight), "signed_weights": weight, "none": 0.0}[divisor]
 
 
-def _numbers(
-    tensors: TensorInputs,
-    keeps: Sequence[Keep],
-    weights: Sequence[float],
+@lru_cache(maxsize=256)
+def pass_numbers(
+    order: tuple[int, ...],
+    factors: tuple[float, ...],
+    weights: tuple[float, ...],
     vote: Passes | None,
     divisor: Divisor,
     scale: float,
 ) -> _Pass:
+    """Return the numbers of `merge_kept`'s pass, often the same for all tensors of a candidate."""
     n = len(weights)
     is_weighted = vote == "weighted"
     shares = [
@@ -204,12 +224,11 @@ def _numbers(
         below = math.fsum(shares)
         sums = [weight / below if below else weight for weight in sums]
         divides = False
-    factors = [keep.factor for keep in keeps]
     # Of the factors only the ratios count in a vote; equal ones leave ballots that cancel exactly.
     most = max(factors, default=1.0)
     votes = weights if is_weighted else (1.0,) * n
     return _Pass(
-        tensors.canonical_order,
+        order,
         tuple([vote * (factor / most) for vote, factor in zip(votes, factors, strict=True)]),
         tuple([math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights]),
         tuple([weight * factor for weight, factor in zip(sums, factors, strict=True)]),
@@ -254,29 +273,29 @@ def _combine(parts: Sequence[Tensor], numbers: _Pass) -> Tensor:
 def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> bool:
     """Run the compiled kernel; return False when it cannot take these tensors."""
     arrays = expert_arrays(tensors, numbers.order)
-    target = as_array(out)
+    target = addresses((out,), 1)
     if arrays is None or target is None:
         return False
     from evomerge.merging.kernels.kept import kept_sum
 
-    base, ordered, are_deltas = arrays
+    (place,), out_like = target
     chosen = [keeps[k] for k in numbers.order]
-    is_ranked = any(keep.places is not None for keep in chosen)
-    places = ordered  # any arrays: not looked at
+    is_ranked = any([keep.places is not None for keep in chosen])
+    places = arrays.experts  # any addresses: not looked at
     if is_ranked:
         found = [keep.places for keep in chosen]
         if any(part is None or part.dtype != torch.uint16 for part in found):
             return False  # rows too long for two bytes, or whole task vectors among the dropped
-        places = tuple(part.numpy() for part in found if part is not None)
+        places = tuple([part.data_ptr() for part in found if part is not None])
     kernel = kept_sum(
-        is_random=any(keep.key is not None for keep in chosen),
+        is_random=any([keep.key is not None for keep in chosen]),
         is_ranked=is_ranked,
         inverts=is_ranked and chosen[0].inverts,
-        has_low=any(keep.low > 0.0 or keep.is_empty for keep in chosen),
-        has_high=any(keep.high < math.inf for keep in chosen),
-        are_deltas=are_deltas,
+        has_low=any([keep.low > 0.0 or keep.is_empty for keep in chosen]),
+        has_high=any([keep.high < math.inf for keep in chosen]),
+        are_deltas=arrays.are_deltas,
         vote={None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
-        turns=any(direction < 0.0 for direction in numbers.directions),
+        turns=min(numbers.directions) < 0.0,
         divides=numbers.divides,
     )
 
@@ -286,7 +305,7 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     # A random number cannot be below 0, so a density of 0 is a magnitude out of reach.
     low = floats([math.inf if keep.is_empty else keep.low for keep in keeps])
     high = floats([keep.high for keep in keeps])
-    last = tuple(np.uint16(max(keep.below, 1) - 1) for keep in chosen)
+    last = tuple([np.uint16(max(keep.below, 1) - 1) for keep in chosen])
     keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)
     arguments = (
         chosen[0].chances,
@@ -299,14 +318,17 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
 
     def part(start: int, stop: int) -> bool:
         finite: bool = kernel(
-            target[start:stop],
-            base[start:stop],
-            tuple([source[start:stop] for source in ordered]),
+            place + start * out_like.itemsize,
+            *arrays.at(start),
+            stop - start,
+            out_like,
+            arrays.base_like,
+            arrays.like,
             low,
             high,
             last,
             keys,
-            tuple([place[start:stop] for place in places]),
+            tuple([code + 2 * start for code in places]),
             *arguments,
             np.int64(start),
         )

@@ -69,10 +69,10 @@ class LayerScaled(OperatorDefaults):
     operator: MergeOperator
     scale: LayerScale
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how the method merges a tensor of this shape instead, or None."""
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how the method merges such a tensor instead, or None."""
         own = getattr(self.operator, "fallback", None)
-        return None if own is None else own(shape)
+        return None if own is None else own(name, shape)
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor.

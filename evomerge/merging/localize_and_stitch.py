@@ -9,11 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.exempt import Vectors, exempt_kind
 from evomerge.merging.kept import Keep, merge_kept
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Vectors
-from evomerge.merging.sparsified import is_exempt
 from evomerge.merging.weights import over_base
 
 
@@ -30,11 +29,12 @@ class LocalizeAndStitch(OperatorDefaults):
         density: Fraction of elements kept, at least one.
         lambda_: Common scale.
         threshold: Whether the density counts over the whole model ("global") or in each tensor.
-        vectors: "exempt" ("auto" is the same) averages tensors with at most one axis untrimmed.
+        vectors: "exempt" ("auto" is the same) averages tensors with at most one axis, and
+            routers, untrimmed.
 
     Source: He et al. 2024, arXiv:2408.13656 (its dataless variant).
-    Differs from the paper: norms and biases are exempt; kept elements that are zero do not count
-    in the average. Elements that tie with the threshold are all kept.
+    Differs from the paper: norms, biases and routers are exempt; kept elements that are zero do
+    not count in the average. Elements that tie with the threshold are all kept.
     """
 
     needs_thresholds: ClassVar[bool] = True
@@ -49,18 +49,17 @@ class LocalizeAndStitch(OperatorDefaults):
         """Check the fields."""
         check_fields(self)
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        if not is_exempt(shape, self.vectors, "paper"):
-            return None
-        return "at most one axis, averaged untrimmed"
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, self.vectors, "paper")
+        return kind and f"{kind}, averaged untrimmed"
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
         n_experts = len(self.weights)
         if self.lambda_ == 0.0 or not any(self.weights):
             return tensors.weighted_sum(over_base([0.0] * n_experts))
-        exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        exempt = self.fallback(tensors.name, tuple(tensors.experts[0].shape)) is not None
         if exempt or (n_experts == 1 and self.density >= 1.0):
             scales = [self.lambda_ * weight / n_experts for weight in self.weights]
             return tensors.weighted_sum(over_base(scales))

@@ -19,7 +19,7 @@ from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
 from evomerge.merging.apart import empty_apart
 from evomerge.merging.derived import Derived, derive_for
-from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, weighted_sum
+from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, cast, weighted_sum
 from evomerge.merging.grams import change_basis
 from evomerge.merging.low_rank import LowRank, read_factors
 from evomerge.merging.noise_source import with_noise
@@ -270,8 +270,9 @@ def _stream(
             continue
         if tensor.action == "copy":
             copied = donor.read(name).to(job.device)
-            is_cast = out_dtype is not None and copied.is_floating_point()
-            yield name, copied.to(out_dtype) if is_cast else copied
+            if out_dtype is not None and copied.is_floating_point():
+                copied = cast(copied, out_dtype)
+            yield name, copied
             continue
         dtype = DTYPES[tensor.spec.dtype] if out_dtype is None else out_dtype
         job.finite.clear()

@@ -253,7 +253,7 @@ def _rescales(op: Any) -> bool:
 
 
 def _say_ties(op: Ties) -> _Said:
-    if op.fallback((1,)) is not None:
+    if op.fallback("", (1,)) is not None:
         raise _NotSayableError("mergekit trims norms and biases too; the recipe exempts them")
     if op.resolved_threshold != "tensor" and op.density < 1.0:
         raise _NotSayableError("mergekit trims each tensor apart; the recipe trims over the model")
@@ -279,21 +279,21 @@ def _say_sparsified(op: AddSparsified | VoteSparsified) -> _Said:
     if isinstance(op, Band):
         if op.density < 1.0 and op.compat != "mergekit":
             raise _NotSayableError("mergekit may keep no element of a small tensor")
-        if op.density < 1.0 and op.fallback((1,)) is not None:
+        if op.density < 1.0 and op.fallback("", (1,)) is not None:
             raise _NotSayableError("mergekit masks norms and biases too; the recipe exempts them")
         values["gamma"] = op.gamma
     elif op.density < 1.0:
         raise _NotSayableError("mergekit drops other random elements than our seeded masks")
     if isinstance(op, AddSparsified):
         return method, True, {"normalize": op.normalize}, values
-    if op.fallback((1,)) is not None:
+    if op.fallback("", (1,)) is not None:
         raise _NotSayableError("mergekit votes on norms and biases too; the recipe exempts them")
     _same_vote(op.weights, op.resolved_sign)
     return method, True, {"normalize": _normalizes(op.weights, op.resolved_divisor)}, values
 
 
 def _say_sce(op: Sce) -> _Said:
-    if op.compat != "mergekit" or op.fallback((1,)) is not None:
+    if op.compat != "mergekit" or op.fallback("", (1,)) is not None:
         raise _NotSayableError("mergekit's sce differs; see `compat: mergekit`")
     if op.select_scope != "deltas" or op.q != 1.0 or op.lambda_ != 1.0:
         raise _NotSayableError("mergekit's sce has no q, lambda_ or select_scope")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +19,13 @@ from torch import Tensor
 from evomerge.core.arrays import FloatArray
 from evomerge.errors import ConfigError
 from evomerge.merging.apart import empty_apart
-from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, pass_size, weighted_sum
+from evomerge.merging.fused import (
+    FLOAT16_LIMIT,
+    MIN_ELEMENTS,
+    WeightedSum,
+    pass_size,
+    weighted_sum,
+)
 from evomerge.merging.low_rank import LowRank
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import QuantileTable, kth_largest, n_kept, snapped
@@ -122,6 +128,12 @@ class FiniteResults:
 
     def __contains__(self, tensor: Tensor) -> bool:
         return (tensor.data_ptr(), tensor.numel()) in self._known
+
+
+@lru_cache(maxsize=1 << 16)
+def _mask_key(seed: int, source_key: str, name: str) -> int:
+    """Return `TensorInputs.mask_key`, which is the same for every candidate of a search."""
+    return derive(seed, "mask", source_key, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,7 +356,7 @@ class TensorInputs:
     def round(self, merged: Tensor) -> Tensor:
         """Round a float32 result to the output dtype; fp16 is clamped to its finite range."""
         if self.out_dtype == torch.float16:
-            merged = merged.clamp(-65504.0, 65504.0)
+            merged = merged.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT)
         return merged.to(self.out_dtype)
 
     def uniform(self, expert: int, seed: int) -> Tensor:
@@ -359,4 +371,4 @@ class TensorInputs:
 
     def mask_key(self, expert: int, seed: int) -> int:
         """Return the key of one expert's random stream for this tensor."""
-        return derive(seed, "mask", self.source_keys[expert], self.name)
+        return _mask_key(seed, self.source_keys[expert], self.name)

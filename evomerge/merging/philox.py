@@ -18,10 +18,10 @@ from torch import Tensor
 RUN = 2048
 BLOCKS = RUN // 16
 ROUNDS = 7
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 _WORD = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 # Runs per pass; the int64 temporaries of one pass stay inside a CPU cache.
 _CPU_RUNS, _GPU_RUNS = 1 << 7, 1 << 14
@@ -45,14 +45,14 @@ def philox_blocks(
     for _ in range(rounds):
         # int64 products wrap modulo 2**64, which leaves all 64 bits of the product in place;
         # the mask undoes the sign extension of the shift.
-        product0 = c0 * _MULTIPLIERS[0]
-        product1 = c2 * _MULTIPLIERS[1]
+        product0 = c0 * MULTIPLIERS[0]
+        product1 = c2 * MULTIPLIERS[1]
         c0 = ((product1 >> 32) & _WORD) ^ c1 ^ k0
         c2 = ((product0 >> 32) & _WORD) ^ c3 ^ k1
         c1 = product1 & _WORD
         c3 = product0 & _WORD
-        k0 = (k0 + _KEY_STEPS[0]) & _WORD
-        k1 = (k1 + _KEY_STEPS[1]) & _WORD
+        k0 = (k0 + KEY_STEPS[0]) & _WORD
+        k1 = (k1 + KEY_STEPS[1]) & _WORD
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 

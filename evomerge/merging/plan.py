@@ -24,8 +24,8 @@ from evomerge.merging.parameters import check_fields, check_names, require_field
 class FallsBack(Protocol):
     """An operator that merges some tensors by a simpler formula."""
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
         ...
 
 
@@ -240,6 +240,8 @@ def plan_paths(recipe: Recipe, space: ModelSpace) -> dict[str, str]:
             paths[tensor.spec.name] = f"copied: {tensor.reason}"
             continue
         operator = operators[row_of[tensor.spec.name]]
-        how = operator.fallback(tensor.spec.shape) if isinstance(operator, FallsBack) else None
+        how = None
+        if isinstance(operator, FallsBack):
+            how = operator.fallback(tensor.spec.name, tensor.spec.shape)
         paths[tensor.spec.name] = "merged" if how is None else f"fallback: {how}"
     return paths

@@ -10,11 +10,10 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.exempt import Vectors, exempt_kind
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
 from evomerge.merging.selected import merge_selected, square_sums
-from evomerge.merging.sign_consensus import Vectors
-from evomerge.merging.sparsified import is_exempt
 from evomerge.merging.weights import over_base
 
 # A threshold that selects every element.
@@ -50,14 +49,14 @@ class Sce(OperatorDefaults):
         lambda_: Common scale.
         compat: "mergekit" weighs all experts the same when their mean squares sum to less than
             1e-6, which happens for typical task vectors, and includes norms and biases.
-        vectors: Whether tensors with at most one axis are exempt from selection and erasing;
-            "auto" exempts them for `compat: paper`.
+        vectors: Whether tensors with at most one axis, and routers, are exempt from selection and
+            erasing; "auto" exempts them for `compat: paper`.
         select_scope: "deltas" merges the selected elements; "weights" merges all, and selects
             only to calculate the weights (the released code of FuseAI).
 
     Source: Wan et al. 2024, arXiv:2408.07990.
-    Differs from the paper: norms and biases are exempt; at least one element is selected; `q`
-    and `lambda_` are ours. The weights do not depend on the unit of the task vectors.
+    Differs from the paper: norms, biases and routers are exempt; at least one element is
+    selected; `q` and `lambda_` are ours. The weights do not depend on the unit of the task vectors.
     Differs from mergekit: nothing else, but for elements that tie.
     """
 
@@ -74,11 +73,10 @@ class Sce(OperatorDefaults):
         """Check the fields."""
         check_fields(self)
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        if not is_exempt(shape, self.vectors, self.compat):
-            return None
-        return "at most one axis, combined without selection or vote"
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, self.vectors, self.compat)
+        return kind and f"{kind}, combined without selection or vote"
 
     def shares(self, mean_squares: Sequence[float]) -> tuple[float, ...]:
         """Return (E,) the weights of task vectors with these mean squares; they sum to 1."""
@@ -89,7 +87,7 @@ class Sce(OperatorDefaults):
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
         n_experts = len(tensors.experts)
-        exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        exempt = self.fallback(tensors.name, tuple(tensors.experts[0].shape)) is not None
         if self.lambda_ == 0.0:
             return tensors.weighted_sum(over_base([0.0] * n_experts))
         if n_experts == 1 and (exempt or self.select >= 1.0 or self.select_scope == "weights"):

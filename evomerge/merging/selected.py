@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import as_array, in_threads, write_rounded
+from evomerge.merging.fused import addresses, in_threads, write_rounded
 from evomerge.merging.philox import RUN
 from evomerge.merging.sums import square_sum
 from evomerge.merging.variances import variance_of
@@ -42,18 +42,18 @@ def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
         return tuple(sums)
     from evomerge.merging.kernels import selected
 
-    base, sources, are_deltas = arrays
+    n_elements = tensors.experts[0].numel()
     share = np.float32(1.0 / len(order))
     least = np.float32(threshold)
-    found = np.empty((-(-base.size // RUN), len(order)))
+    found = np.empty((-(-n_elements // RUN), len(order)))
 
     def part(start: int, stop: int) -> bool:
         runs = found[start // RUN : -(-stop // RUN)]
-        slices = tuple([source[start:stop] for source in sources])
-        selected.selected_squares(runs, base[start:stop], slices, are_deltas, share, least)
+        kinds = arrays.base_like, arrays.like, arrays.are_deltas
+        selected.selected_squares(runs, *arrays.at(start), stop - start, *kinds, share, least)
         return True
 
-    in_threads(part, base.size)
+    in_threads(part, n_elements)
     by_position = {k: math.fsum(found[:, i].tolist()) for i, k in enumerate(order)}
     return tuple(by_position[k] for k in range(len(order)))
 
@@ -75,23 +75,26 @@ def merge_selected(
     order = tensors.canonical_order
     out = tensors.empty_result()
     arrays = expert_arrays(tensors, order)
-    target = as_array(out)
+    target = addresses((out,), 1)
     if arrays is None or target is None:
         _torch(tensors, order, threshold, shares, scale, out)
         return out
     from evomerge.merging.kernels import selected
 
-    base, sources, are_deltas = arrays
+    (place,), out_like = target
     weights = tuple(np.float32(scale * shares[k]) for k in order)
     divisors = tuple(np.float32(shares[k]) for k in order)
     share, least = np.float32(1.0 / len(order)), np.float32(threshold)
 
     def part(start: int, stop: int) -> bool:
         finite: bool = selected.selected_sum(
-            target[start:stop],
-            base[start:stop],
-            tuple([source[start:stop] for source in sources]),
-            are_deltas,
+            place + start * out_like.itemsize,
+            *arrays.at(start),
+            stop - start,
+            out_like,
+            arrays.base_like,
+            arrays.like,
+            arrays.are_deltas,
             share,
             least,
             weights,

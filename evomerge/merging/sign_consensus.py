@@ -31,8 +31,6 @@ def resolve_divisor(
     return "mean" if compat == "paper" else "signed_weights"
 
 
-Vectors = Literal["auto", "exempt", "include"]
-
 # Elements per pass: the E float64 slices of one pass should fit a CPU's cache.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 16, 1 << 24
 

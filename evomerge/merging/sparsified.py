@@ -13,17 +13,12 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.exempt import Vectors, exempt_kind
 from evomerge.merging.kept import Divisor, Keep, Vote, merge_kept
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Vectors, resolve_divisor, resolve_vote
+from evomerge.merging.sign_consensus import resolve_divisor, resolve_vote
 from evomerge.merging.weights import normalized, over_base
-
-
-def is_exempt(shape: tuple[int, ...], vectors: Vectors, compat: Compat) -> bool:
-    """Return whether a tensor of this shape is left whole: one with at most one axis."""
-    exempt = vectors == "exempt" or (vectors == "auto" and compat == "paper")
-    return exempt and len(shape) <= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +30,8 @@ class Sparsified(OperatorDefaults):
         density: Fraction of elements kept.
         lambda_: Common scale.
         compat: Where the settings left at "auto" come from.
-        vectors: Whether tensors with at most one axis are exempt; "auto" exempts them for
-            `compat: paper`, and includes them for `compat: mergekit`.
+        vectors: Whether tensors with at most one axis, and routers, are exempt; "auto" exempts
+            them for `compat: paper`, and includes them for `compat: mergekit`.
     """
 
     weights: tuple[Annotated[float, Gene(0.0, 1.0)], ...]
@@ -49,15 +44,15 @@ class Sparsified(OperatorDefaults):
         """Check the fields."""
         check_fields(self)
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        if not is_exempt(shape, self.vectors, self.compat):
-            return None
-        return "at most one axis, task arithmetic"
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, self.vectors, self.compat)
+        return kind and f"{kind}, task arithmetic"
 
     def is_whole(self, tensors: TensorInputs) -> bool:
         """Return whether nothing is taken from this tensor."""
-        return self.density >= 1.0 or self.fallback(tuple(tensors.experts[0].shape)) is not None
+        shape = tuple(tensors.experts[0].shape)
+        return self.density >= 1.0 or self.fallback(tensors.name, shape) is not None
 
     @abstractmethod
     def keep(self, tensors: TensorInputs, expert: int) -> Keep:
@@ -121,10 +116,10 @@ class VoteSparsified(Sparsified):
     sign: Literal["auto", "weighted", "unweighted"] = "auto"
     divisor: Literal["auto", "mean", "weights", "signed_weights", "none"] = "none"
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        found = super().fallback(shape)
-        return found and "at most one axis, combined without drop or vote"
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, self.vectors, self.compat)
+        return kind and f"{kind}, combined without drop or vote"
 
     @property
     def resolved_sign(self) -> Vote:
@@ -141,7 +136,7 @@ class VoteSparsified(Sparsified):
         if self.lambda_ == 0.0 or not any(self.weights):
             return tensors.weighted_sum(over_base([0.0] * len(self.weights)))
         divisor = self.resolved_divisor
-        exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        exempt = self.fallback(tensors.name, tuple(tensors.experts[0].shape)) is not None
         if exempt and divisor == "none":
             return tensors.weighted_sum(over_base([self.lambda_ * w for w in self.weights]))
         if self.is_whole(tensors) and len(self.weights) == 1 and divisor in ("none", "mean"):

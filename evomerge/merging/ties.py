@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.exempt import Vectors, exempt_kind
 from evomerge.merging.kept import Divisor, Keep, Vote, merge_kept, rescaled
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import Vectors, resolve_divisor, resolve_vote
+from evomerge.merging.sign_consensus import resolve_divisor, resolve_vote
 from evomerge.merging.weights import over_base
 
 
@@ -23,15 +24,16 @@ class Ties(OperatorDefaults):
     d_k is the task vector with all but its largest `density` elements set to zero; the elected
     sign of an element is that of sum_k d_k (or sum_k w_k d_k), + where it is zero.
 
-    ==============  =============================  =====================================
-    setting         `compat: paper`                `compat: mergekit`
-    ==============  =============================  =====================================
+    ==============  ==============================  =====================================
+    setting         `compat: paper`                 `compat: mergekit`
+    ==============  ==============================  =====================================
     ``threshold``   "global": over the whole model  "tensor": in each tensor
     ``sign``        "unweighted"                    "weighted"
     ``divisor``     "mean": number of A             "signed_weights": sum of A's weights
-    ``vectors``     "exempt": norms and biases are  "include"
-                    combined without trim or vote
-    ==============  =============================  =====================================
+    ``vectors``     "exempt": norms, biases and     "include"
+                    routers are combined without
+                    trim or vote
+    ==============  ==============================  =====================================
 
     Any of the four can be set apart. Divisor "weights" is the sum of A's absolute weights:
     like mergekit's for positive weights, and does not explode for negative ones. With it or
@@ -45,12 +47,12 @@ class Ties(OperatorDefaults):
         threshold: Over what the density is counted.
         sign: Whether the vote is weighted.
         divisor: See the table.
-        vectors: What happens to tensors with at most one axis.
+        vectors: What happens to tensors with at most one axis, and to routers.
         rescale: "l1" restores each trimmed task vector's sum of magnitudes.
 
     Source: Yadav et al. 2023, arXiv:2306.01708.
-    Differs from the paper: norms and biases are exempt. Elements that tie with the threshold
-    are all kept.
+    Differs from the paper: norms, biases and routers are exempt. Elements that tie with the
+    threshold are all kept.
     """
 
     needs_thresholds: ClassVar[bool] = True
@@ -69,12 +71,10 @@ class Ties(OperatorDefaults):
         """Check the fields."""
         check_fields(self)
 
-    def fallback(self, shape: tuple[int, ...]) -> str | None:
-        """Return how a tensor of this shape is merged instead, or None."""
-        exempt = self.vectors == "exempt" or (self.vectors == "auto" and self.compat == "paper")
-        if not exempt or len(shape) > 1:
-            return None
-        return "at most one axis, combined without trim or vote"
+    def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """Return how such a tensor is merged instead, or None."""
+        kind = exempt_kind(name, shape, self.vectors, self.compat)
+        return kind and f"{kind}, combined without trim or vote"
 
     @property
     def resolved_threshold(self) -> Literal["global", "tensor"]:
@@ -97,7 +97,7 @@ class Ties(OperatorDefaults):
         """Return the merged tensor."""
         if self.lambda_ == 0.0 or not any(self.weights):
             return tensors.weighted_sum(over_base([0.0] * len(self.weights)))
-        is_exempt = self.fallback(tuple(tensors.experts[0].shape)) is not None
+        is_exempt = self.fallback(tensors.name, tuple(tensors.experts[0].shape)) is not None
         if len(self.weights) == 1 and (is_exempt or self.density >= 1.0):
             return tensors.weighted_sum(over_base([self.lambda_ * self._lone_weight()]))
         trims = not is_exempt and self.density < 1.0

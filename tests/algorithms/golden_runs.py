@@ -57,6 +57,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "greedy_soup": ("greedy_soup", {}),
     "model_swarms": ("model_swarms", {"population_size": 5}),
     "pso_merging": ("pso_merging", {"moves": 3}),
+    "ribs": ("ribs", {"emitter": "IsoLineEmitter", "emitters": 2, "batch_size": 4}),
 }
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 import evomerge.algorithms  # noqa: F401
 from evomerge.algorithms.algorithm import search_algorithms
 from evomerge.core.candidate import Proposal
+from evomerge.core.objective import Objectives
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
 from evomerge.seeding import generator
@@ -26,6 +27,8 @@ CONFIGS = [
     ("amortized_pareto", {"samples": 3, "batch_size": 1, "link": "identity", "generations": 5}),
     ("m2n2", {"split_point": False, "attraction": False, "population_size": 3}),
     ("m2n2", {"angle_scope": "segment", "capacity": "one", "alpha": 0.0, "max_segments": 4}),
+    ("m2n2", {"angle_scope": "tensor"}),
+    ("map_elites", {"angle_scope": "tensor"}),
     ("nevergrad", {"optimizer": "DE"}),
     ("nevergrad", {"optimizer": "PSO", "num_workers": 4}),
     ("nevergrad", {"optimizer": "OnePlusOne"}),
@@ -53,6 +56,9 @@ CONFIGS = [
 NEEDS_RIBS = pytest.mark.skipif(
     importlib.util.find_spec("ribs") is None, reason="pyribs, an extra, is not installed"
 )
+NEEDS_CMAES = pytest.mark.skipif(
+    importlib.util.find_spec("cmaes") is None, reason="the package cmaes is not installed"
+)
 
 
 def named(names):
@@ -60,15 +66,33 @@ def named(names):
     return [pytest.param(n, marks=NEEDS_RIBS if n == "ribs" else ()) for n in names]
 
 
+def marks_of(name, config):
+    """What a case needs; pyribs compiles its CMA-ES for several seconds."""
+    if name != "ribs":
+        return ()
+    return (NEEDS_RIBS,) if config else (NEEDS_RIBS, pytest.mark.slow)
+
+
+def marked(configs):
+    return [pytest.param(n, config, marks=marks_of(n, config)) for n, config in configs]
+
+
 def label(value):
     return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
 
 
-@pytest.mark.parametrize(("name", "config"), CONFIGS, ids=label)
+@pytest.mark.parametrize(("name", "config"), marked(CONFIGS), ids=label)
 def test_algorithm_keeps_the_contract(name, config):
-    if name == "ribs" and importlib.util.find_spec("ribs") is None:
-        pytest.skip("pyribs, an extra, is not installed")
     check_search_algorithm(functools.partial(search_algorithms.get(name), **config))
+
+
+@NEEDS_CMAES
+def test_optunas_cma_es_keeps_the_contract_on_the_one_objective_it_can_have():
+    problem = linear_problem()
+    (first, _) = problem.objectives.items
+    alone = replace(problem, objectives=Objectives((first,)))
+    cls = search_algorithms.get("optuna")
+    check_search_algorithm(functools.partial(cls, sampler="CmaEsSampler"), alone)
 
 
 CHOICES = [
@@ -83,11 +107,9 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "config"), CHOICES, ids=label)
+@pytest.mark.parametrize(("name", "config"), marked(CHOICES), ids=label)
 def test_algorithm_keeps_the_contract_where_the_method_is_searched_too(name, config):
     cls = search_algorithms.get(name)
-    if name == "ribs" and importlib.util.find_spec("ribs") is None:
-        pytest.skip("pyribs, an extra, is not installed")
     if getattr(cls, "needs_span", False):
         problem = choice_problem()
         with pytest.raises(ConfigError, match=f"{name!r}.*'linear or task_arithmetic or magmax'"):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from evomerge.algorithms.m2n2 import M2N2, SpanLineage
 from evomerge.algorithms.niche_search import NicheSearch
 from evomerge.core.candidate import Candidate, Evaluation
-from evomerge.core.linear_span import Segments
+from evomerge.core.linear_span import LinearSpan, Segments, slerp_weights
 from evomerge.core.recipe import Recipe
 from evomerge.core.search_space import SearchSpace
 from evomerge.errors import ConfigError
@@ -183,6 +185,58 @@ def test_crossover_is_slerp_with_a_split(scope):
         np.testing.assert_allclose(child, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("block", [1, 4])
+def test_crossover_by_tensor_has_the_angle_of_each(block):
+    """Tensors of 24, 8 and 32 elements; the split may lie inside one, which keeps its angle."""
+    ends = np.array([0, 24, 32, 64])
+    basis = np.stack([PROBLEM.vectors[0], *(PROBLEM.vectors[1:] - PROBLEM.vectors[0])])
+    parts = basis.reshape(3, -1, block)
+    grams = np.einsum("ibn,jbn->bij", parts, parts)
+    span = LinearSpan.from_block_grams(SPAN.sources, 64, block, grams, ends)
+    lineage = SpanLineage(span=span, angle_scope="tensor")
+    rng, copy = generator(3), generator(3)
+    parents = [span.single(1), span.single(2)]
+    for _ in range(20):
+        x, y = (PROBLEM.merge(span.recipe(parent)) for parent in parents)
+        child = lineage.cross(*parents, rng)
+        w, split = copy.random(), span.snap(int(copy.integers(64)))
+        expected = np.empty(64)
+        for start, stop in itertools.pairwise(ends):
+            of = slice(start, stop)
+            a, b = (vector[of] / np.linalg.norm(vector[of]) for vector in (x, y))
+            angle = 2.0 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
+            for p in range(start, stop):
+                u, v = slerp_weights(w if p < split else 1.0 - w, angle)
+                expected[p] = u * x[p] + v * y[p]
+        np.testing.assert_allclose(PROBLEM.merge(span.recipe(child)), expected, rtol=1e-6)
+        parents = [parents[1], child]
+
+
+def test_crossover_by_tensor_of_one_tensor_is_the_global_one():
+    rng, copy = generator(3), generator(3)
+    a, b = SPAN.single(1), SPAN.single(2)
+    for _ in range(5):
+        one = SpanLineage(span=SPAN, angle_scope="tensor").cross(a, b, rng)
+        other = SpanLineage(span=SPAN).cross(a, b, copy)
+        np.testing.assert_allclose(
+            PROBLEM.merge(SPAN.recipe(one)), PROBLEM.merge(SPAN.recipe(other)), rtol=1e-12
+        )
+        a, b = b, one
+
+
+def test_a_tensor_of_zeros_is_mixed_linearly():
+    """As one that is shorter than a block looks to the span."""
+    vectors = np.array([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    basis = np.stack([vectors[0], vectors[1] - vectors[0]])
+    grams = np.einsum("id,jd->dij", basis, basis)
+    span = LinearSpan.from_block_grams(("x", "y"), 4, 1, grams, np.array([0, 2, 4]))
+    child = span.crossed_by_tensor(span.single(0), span.single(1), 4, 0.25)
+    assert child.breaks.tolist() == [0, 2, 4]
+    np.testing.assert_allclose(child.coefficients[0], [0.75, 0.25])
+    angles = (np.sin(0.75 * np.pi / 2), np.sin(0.25 * np.pi / 2))
+    np.testing.assert_allclose(child.coefficients[1], angles)
+
+
 def test_max_segments_is_kept():
     algorithm = started(max_segments=5, population_size=4)
     rng = np.random.default_rng(0)
@@ -207,7 +261,8 @@ def test_a_space_without_span_is_refused():
         ({"alpha": -0.5}, "alpha is -0.5"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"max_segments": 1}, "max_segments is 1"),
-        ({"angle_scope": "tensor"}, "angle_scope is 'tensor', must be one of"),
+        ({"angle_scope": "layer"}, "angle_scope is 'layer', must be one of"),
+        ({"angle_scope": "tensor", "mutation": 0.1}, "'tensor' goes with mutation: 0 only"),
         ({"capacity": "two"}, "capacity is 'two', must be one of"),
     ],
 )

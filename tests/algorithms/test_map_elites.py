@@ -49,7 +49,7 @@ def test_one_objective_is_split_into_two_halves_of_its_examples():
 
 
 @pytest.mark.parametrize(
-    "config", [{"bins": 1}, {"low": 1.0}, {"angle_scope": "tensor"}, {"max_segments": 1}]
+    "config", [{"bins": 1}, {"low": 1.0}, {"angle_scope": "layer"}, {"max_segments": 1}]
 )
 def test_impossible_settings_are_refused(config):
     with pytest.raises(ConfigError, match=next(iter(config))):

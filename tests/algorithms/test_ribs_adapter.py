@@ -61,7 +61,14 @@ def test_options_that_pyribs_does_not_have_are_refused():
 
 
 @needs_ribs
-@pytest.mark.parametrize("emitter", EMITTERS)
+@pytest.mark.parametrize(
+    "emitter",
+    # pyribs compiles its CMA-ES for several seconds.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == EMITTERS[0] else ())
+        for name in EMITTERS
+    ],
+)
 def test_every_emitter_fills_the_archive(emitter):
     algorithm = started(Ribs(emitter=emitter, emitters=2, batch_size=6))
     for number, founder in enumerate(PROBLEM.space.founders):

@@ -35,6 +35,7 @@ def test_all_shared_tensors_are_merged_in_the_order_of_the_model():
     assert [t.spec.name for t in space.tensors] == [EMBED, K, Q, HEAD, NORM]
     assert set(actions(space).values()) == {"merge"}
     assert [t.offset for t in space.merged] == [0, 32, 40, 56, 88]
+    assert space.tensor_breaks.tolist() == [0, 32, 40, 56, 88, space.n_elements]
     assert space.n_elements == 92
     assert not space.left_out
     assert not space.untied

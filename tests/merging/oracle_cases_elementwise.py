@@ -15,6 +15,7 @@ from evomerge.merging import (
     consensus,
     dare,
     della,
+    evo_merging,
     localize_and_stitch,
     magmax,
     nearswap,
@@ -233,6 +234,21 @@ def _consensus(s):
     return Reference(operator, expected, 2 * total_of(w), undecided)
 
 
+def _evo_merging(s):
+    """Dense task vectors; `test_evo_merging` has the couplings of adapters."""
+    shares = tuple(s.density() for _ in range(s.n))
+    operator = evo_merging.EvoMerging(alpha=shares, beta=s.weights(-1.5, 1.5))
+    kept = s.deltas
+    if not is_exempt(s, operator):
+        edges = [
+            oracles.trim_threshold([delta], share) if share < 1.0 else 0.0
+            for delta, share in zip(s.deltas, shares, strict=True)
+        ]
+        kept = oracles.trim(s.deltas, edges)
+    expected = oracles.task_arithmetic(s.base, kept, operator.beta)
+    return Reference(operator, expected, 2 * total_of(operator.beta))
+
+
 def _magmax(s):
     scale = s.number(0.3, 1.0)
     return Reference(magmax.MagMax(lambda_=scale), oracles.magmax(s.base, s.deltas, scale), 2)
@@ -339,6 +355,7 @@ ELEMENTWISE = {
     "localize_and_stitch": Case(_localize_and_stitch("global", "auto")),
     "localize_and_stitch tensor": Case(_localize_and_stitch("tensor", "include")),
     "consensus": Case(_consensus),
+    "evo_merging": Case(_evo_merging),
     "magmax": Case(_magmax),
     "ram": Case(_ram),
     "ram_plus": Case(_ram_plus),

@@ -92,8 +92,8 @@ def test_vectors_are_exempt_unless_asked_for():
         assert torch.equal(cls(weights=weights, density=0.3).merge(inputs), expected)
         dropped = cls(weights=weights, density=0.3, vectors="include").merge(inputs)
         assert float((dropped == base).float().mean()) > 0.3
-        assert cls(weights=weights).fallback((400,))
-        assert cls(weights=weights, compat="mergekit").fallback((400,)) is None
+        assert cls(weights=weights).fallback("w", (400,))
+        assert cls(weights=weights, compat="mergekit").fallback("w", (400,)) is None
 
 
 def test_masks_follow_the_expert_not_its_position():

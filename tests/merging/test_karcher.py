@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from evomerge.errors import ConfigError
 from evomerge.merging.karcher import Karcher
 from evomerge.merging.slerp import Slerp
+from tests.merging.oracle_samples import Sample
 from tests.merging.tensors import inputs_of, random_tensors, relative_error
 from tests.merging.test_properties import POSITIVE, cases, error_of, fast, weights_for
 
@@ -186,3 +187,13 @@ def test_wrong_parameters_are_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(Karcher(weights=(1.0, 1.0)), **changes)
+
+
+def test_opposite_changes_of_one_number_have_the_mean_length():
+    """Their cosines are 1 and -1 but for rounding, which the nearly cancelling sum magnifies."""
+    sample = Sample((1,), torch.float32, ("near",) * 16, seed=13561)
+    weights = (0.81, *(0.0,) * 7, 0.43, 0.92, 0.57, 0.72, *(0.0,) * 4)
+    merged = Karcher(weights=weights).merge(sample.inputs)
+    lengths = [w * abs(float(d)) for w, d in zip(weights, sample.inputs.deltas, strict=True)]
+    change = abs(float(merged - sample.inputs.base))
+    assert change == pytest.approx(sum(lengths) / sum(weights), rel=1e-4)

@@ -83,8 +83,14 @@ def both(tensors, keeps, weights, **how):
     """Return the merge by the compiled kernel and by torch."""
     compiled = merge_kept(tensors, keeps, weights, **how)
     assert compiled in tensors.finite
-    numbers = kept_module._numbers(
-        tensors, keeps, weights, how["vote"], how["divisor"], how.get("scale", 1.0)
+    factors = tuple(keep.factor for keep in keeps)
+    numbers = kept_module.pass_numbers(
+        tensors.canonical_order,
+        factors,
+        tuple(weights),
+        how["vote"],
+        how["divisor"],
+        how.get("scale", 1.0),
     )
     plain = torch.empty_like(compiled)
     kept_module._torch(tensors, keeps, numbers, plain)

@@ -40,6 +40,24 @@ def test_it_names_merged_fallback_copied_and_left_out_tensors():
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "path"),
+    [
+        ("ties", {}, "fallback: router, combined without trim or vote"),
+        ("dare_linear", {}, "fallback: router, task arithmetic"),
+        ("dare_linear", {"vectors": "include"}, "merged"),
+        ("ties", {"compat": "mergekit"}, "merged"),
+        ("task_arithmetic", {}, "merged"),
+    ],
+)
+def test_routers_are_never_thinned_out_unless_asked_for(method, settings, path):
+    router = "model.layers.0.mlp.gate.weight"
+    sources = make_sources(2, shapes={router: (4, 6), MLP: (3, 6)})
+    space = space_of(sources)
+    paths = manifest_of(Recipe(method, space.sources, W, settings=settings), space, sources)
+    assert paths["tensors"] == {router: path, MLP: "merged"}
+
+
 def test_each_transform_says_what_it_skipped_without_computing():
     sources = make_sources(2)
     made = virtual_sources(run_of(Halves(), sources), ["h:e1", "h:e2"])

@@ -114,9 +114,9 @@ def test_vectors_are_weighted_without_a_vote():
     base, experts = random_tensors((50,), 3)
     operator = Sce(select=0.1)
     inputs = inputs_of(base, experts)
-    assert operator.fallback((50,))
+    assert operator.fallback("w", (50,))
     assert relative_error(operator.merge(inputs), oracle(inputs, select=0.1)) < 1e-6
-    assert Sce(compat="mergekit").fallback((50,)) is None
+    assert Sce(compat="mergekit").fallback("w", (50,)) is None
 
 
 def test_the_release_of_fuseai_selects_for_the_weights_only():

@@ -86,11 +86,11 @@ def test_compat_resolves_every_setting_left_at_auto():
         "weighted",
         "signed_weights",
     )
-    assert paper.fallback((3,))
-    assert paper.fallback(())
-    assert paper.fallback((3, 1)) is None
-    assert mergekit.fallback((3,)) is None
-    assert Ties(weights=(1.0,), compat="mergekit", vectors="exempt").fallback((3,))
+    assert paper.fallback("w", (3,))
+    assert paper.fallback("w", ())
+    assert paper.fallback("w", (3, 1)) is None
+    assert mergekit.fallback("w", (3,)) is None
+    assert Ties(weights=(1.0,), compat="mergekit", vectors="exempt").fallback("w", (3,))
     assert Ties(weights=(1.0,), divisor="none").resolved_divisor == "none"
 
 

@@ -102,12 +102,14 @@ def test_an_item_of_another_shape_counts_as_absent():
     assert run_of(Halves(), sources, cache).deltas(UP)[0].shape == (1, 9)
 
 
-def test_the_key_covers_parameters_models_order_and_layout():
+def test_the_key_covers_version_parameters_models_order_and_layout():
     sources = make_sources(3)
     turned = {name: sources[name] for name in ("base", "e2", "e1", "e3")}
     fewer = {name: sources[name] for name in ("base", "e1", "e2")}
+    newer = type("Halves", (Halves,), {"version": 2})
     runs = [
         run_of(Halves(), sources),
+        run_of(newer(), sources),
         run_of(Halves(), sources, parameters={"scale": 0.25}),
         run_of(Halves(), turned),
         run_of(Halves(), fewer),

@@ -62,6 +62,14 @@ def test_it_reports_every_figure(first):
             assert 0.0 <= model[part]["high"] <= 1.0
             both = (model[part]["low"] + model[part]["high"]) / 2
             assert model[part]["mean"] == pytest.approx(both)
+        low, high = model["held_out_interval"]
+        assert low <= model["held_out"]["mean"] <= high
+    gain = first["gain"]
+    best = max(first["parents"].items(), key=lambda item: item[1]["search"]["mean"])
+    assert gain["over"] == best[0]
+    wanted = first["knee"]["held_out"]["mean"] - best[1]["held_out"]["mean"]
+    assert gain["held_out"] == pytest.approx(wanted)
+    assert gain["interval"][0] < gain["held_out"] < gain["interval"][1]
     assert first["seconds"]["total"] > 0.0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 
 import numpy as np
 import obstore
@@ -430,20 +431,90 @@ def test_a_create_that_comes_too_late_leaves_the_driver_its_lease(run, objects):
     store.close()
 
 
-def test_a_create_that_stalled_writes_over_no_journal(tmp_path, monkeypatch):
-    late = ObjectStore("s3://bucket/late", MemoryStore())
-    remote = RemoteRun(late, tmp_path)
-    renew = remote_lease.RemoteLease.renew
+class Interrupted(ObjectStore):
+    """Lets something happen before its nth request."""
 
-    def stall(lease, *, released=False):
-        """Have another driver write the first segment after the last look at the lease."""
-        renew(lease, released=released)
-        late.create(segment_name(0), b"of another driver")
+    def __init__(self, store, n, happen):
+        super().__init__(store.url, store._store)
+        self.left, self.happen = n, happen
 
-    monkeypatch.setattr(remote_lease.RemoteLease, "renew", stall)
-    with pytest.raises(RunError, match="exists"):
-        remote.create({**FILES, "journal.jsonl": b"{}\n"})
-    assert late.get(segment_name(0)).data == b"of another driver"
+    def _count(self):
+        self.left -= 1
+        if self.left == 0:
+            self.happen()
+
+    def get(self, name):
+        self._count()
+        return super().get(name)
+
+    def names(self, prefix=""):
+        self._count()
+        return super().names(prefix)
+
+    def _put_if(self, name, data, mode):
+        self._count()
+        return super()._put_if(name, data, mode)
+
+
+WHOLE = {**FILES, "journal.jsonl": b"{}\n", "scores.f32": b"12345678"}
+
+
+def created(objects):
+    """Return the first files as they are in the store."""
+    found = {name: objects.get(name) for name in FILES}
+    journal, scores = in_store(objects)
+    return {name: item and item.data for name, item in found.items()} | {
+        "journal.jsonl": journal, "scores.f32": scores,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("n", range(1, 18))
+def test_of_two_creators_one_wins_wherever_the_other_one_stalls(n, objects, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_lease, "LEASE_SECONDS", -1.0)  # as if it had stalled for long
+    other = {name: b"other " + data for name, data in WHOLE.items()}
+    won = []
+
+    def create_another():
+        with suppress(RunError):
+            RemoteRun(objects, tmp_path / "two").create(other)
+            won.append(other)
+
+    with suppress(RunError):
+        RemoteRun(Interrupted(objects, n, create_another), tmp_path / "one").create(WHOLE)
+        won.append(WHOLE)
+    assert len(won) == 1
+    assert created(objects) == won[0]
+
+
+@pytest.mark.parametrize("n", range(1, 18))
+@pytest.mark.parametrize("files", [FILES, WHOLE])
+def test_a_creation_that_was_cut_off_can_be_repeated(n, files, objects, tmp_path):
+    def vanish():
+        raise KeyboardInterrupt
+
+    try:
+        RemoteRun(Interrupted(objects, n, vanish), tmp_path / "one").create(files)
+    except KeyboardInterrupt:
+        objects.delete("lease.json")  # rather than to wait for its end
+    remote = RemoteRun(objects, tmp_path / "two")
+    if "config.yaml" in objects.names():
+        remote.pull()
+    else:
+        remote.create(files)
+    assert created(objects) == {"journal.jsonl": b"", "scores.f32": b"", **files}
+    assert RunFolder(remote.path).exists()
+
+
+def test_results_without_a_config_are_not_taken_for_a_creation_that_was_cut_off(objects, tmp_path):
+    RemoteRun(objects, tmp_path).create(WHOLE)
+    objects.delete("config.yaml")
+    for files in (FILES, {**WHOLE, "journal.jsonl": b"{1}\n"}):
+        with pytest.raises(RunError, match=r"holds a journal and no config\.yaml; restore"):
+            RemoteRun(objects, tmp_path).create(files)
+    first = objects.get(segment_name(0)).data
+    objects.put(segment_name(1), first)
+    with pytest.raises(RunError, match=r"holds a journal and no config\.yaml; restore"):
+        RemoteRun(objects, tmp_path).create(WHOLE)
 
 
 @pytest.mark.parametrize("name", ["place", "copied.json", "pull.lock", "rescue", "aside-1"])

@@ -24,18 +24,20 @@ from evomerge.merging.kernels.intrinsics import (
     larger,
     load,
     magnitude,
+    pointer,
     stack,
     store,
+    stored_at,
     two_bytes,
 )
 from evomerge.merging.kernels.jit import inline, jit
-from evomerge.merging.philox import BLOCKS, ROUNDS, RUN
+from evomerge.merging.kernels.random_words import WIDE, philox_words
+from evomerge.merging.philox import BLOCKS, RUN
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _SIGN = np.uint32(0x80000000)
-_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_STEP_0, _STEP_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_CODE = np.empty(0, np.uint16)
 _UNIT, _HALF_UNIT = np.float32(2.0**-16), np.float32(2.0**-17)
 
 _STEP = 256
@@ -57,22 +59,11 @@ def _random_words(words: Any, run: Any, keys: Any) -> None:
         run: Number of the run.
         keys: (E, 2) uint64.
     """
+    first = np.uint64(run * BLOCKS)
+    low, high = first & _LOW, first >> _HALF
     for k in range(len(keys)):
-        for i in range(np.uint64(BLOCKS)):
-            counter = np.uint64(run * BLOCKS) + i
-            c0, c1 = counter & _LOW, counter >> _HALF
-            c2 = c3 = np.uint64(0)
-            k0, k1 = keys[k, 0], keys[k, 1]
-            for _ in range(ROUNDS):
-                # What lies above the low 32 bits of a word never reaches the result.
-                product_0, product_1 = (c0 & _LOW) * _MULTIPLIER_0, (c2 & _LOW) * _MULTIPLIER_1
-                c0, c1 = (product_1 >> _HALF) ^ c1 ^ k0, product_1
-                c2, c3 = (product_0 >> _HALF) ^ c3 ^ k1, product_0
-                k0, k1 = k0 + _STEP_0, k1 + _STEP_1
-            words[k, i] = np.uint32(c0)
-            words[k, i + np.uint64(BLOCKS)] = np.uint32(c1)
-            words[k, i + np.uint64(2 * BLOCKS)] = np.uint32(c2)
-            words[k, i + np.uint64(3 * BLOCKS)] = np.uint32(c3)
+        for i in range(np.uint64(0), np.uint64(BLOCKS), np.uint64(WIDE)):
+            philox_words(words[k], i, low + i, high, keys[k, 0], keys[k, 1])
         words[k, np.uint64(4 * BLOCKS)] = words[k, np.uint64(0)]
 
 
@@ -140,9 +131,13 @@ def kept_sum(
 
     @jit
     def kernel(
-        out: Any,
-        base: Any,
+        target: Any,
+        origin: Any,
         sources: Any,
+        n_elements: Any,
+        out_like: Any,
+        base_like: Any,
+        like: Any,
         low: Any,
         high: Any,
         last: Any,
@@ -155,6 +150,8 @@ def kept_sum(
         shares: Any,
         first: Any,
     ) -> Any:
+        out = carray(pointer(target), (n_elements,), out_like.dtype)
+        base = carray(pointer(origin), (n_elements,), base_like.dtype)
         n_experts = len(sources)
         deltas = carray(stack(sources, _ROW_BYTES), (n_experts, _ROW), np.float32)
         signs = carray(stack((0,), _ROW_BYTES), (_ROW,), np.uint32)
@@ -175,13 +172,13 @@ def kept_sum(
                     elected = _ZERO
                     for k in range(n_experts):
                         delta = _kept(
-                            sources[k][i],
+                            stored_at(sources[k], i, like),
                             theta_0,
                             low[k],
                             high[k],
                             two_bytes(words, np.uint64(drawn + k * _WORD_BYTES) + j + j),
                             last[k],
-                            places[k][i],
+                            stored_at(places[k], i, _CODE),
                             chances,
                             switches,
                         )
@@ -199,13 +196,13 @@ def kept_sum(
                         agrees = flipped(delta, turned) > _ZERO
                     else:
                         delta = _kept(
-                            sources[k][i],
+                            stored_at(sources[k], i, like),
                             theta_0,
                             low[k],
                             high[k],
                             two_bytes(words, np.uint64(drawn + k * _WORD_BYTES) + j + j),
                             last[k],
-                            places[k][i],
+                            stored_at(places[k], i, _CODE),
                             chances,
                             switches,
                         )

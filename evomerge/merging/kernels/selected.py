@@ -8,8 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import carray
 
-from evomerge.merging.kernels.intrinsics import fma, is_finite, larger, load, magnitude, store
+from evomerge.merging.kernels.intrinsics import (
+    fma,
+    is_finite,
+    larger,
+    load,
+    magnitude,
+    pointer,
+    store,
+    stored_at,
+)
 from evomerge.merging.kernels.jit import inline, jit
 from evomerge.merging.philox import RUN
 from evomerge.merging.sums import LANES
@@ -20,27 +30,36 @@ _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 @inline
-def _variance(sources: Any, i: Any, theta_0: Any, are_deltas: Any, share: Any) -> Any:
+def _variance(sources: Any, i: Any, like: Any, theta_0: Any, are_deltas: Any, share: Any) -> Any:
     """Return `variances.variance_of` one element."""
     origin = _ZERO if are_deltas else theta_0
-    first = load(sources[0][i]) - origin
+    first = load(stored_at(sources[0], i, like)) - origin
     total = _ZERO
     for k in range(len(sources)):
-        total = total + ((load(sources[k][i]) - origin) - first)
+        total = total + ((load(stored_at(sources[k], i, like)) - origin) - first)
     mean = total * share
     squares = _ZERO
     for k in range(len(sources)):
-        apart = ((load(sources[k][i]) - origin) - first) - mean
+        apart = ((load(stored_at(sources[k], i, like)) - origin) - first) - mean
         squares = squares + apart * apart
     return squares * share
 
 
 @jit
 def selected_squares(
-    sums: Any, base: Any, sources: Any, are_deltas: Any, share: Any, threshold: Any
+    sums: Any,
+    origin: Any,
+    sources: Any,
+    n_elements: Any,
+    base_like: Any,
+    like: Any,
+    are_deltas: Any,
+    share: Any,
+    threshold: Any,
 ) -> None:
     """Write (runs, E) float64 sums of squares of the selected task vectors of each run."""
-    n, n_experts = base.size, len(sources)
+    n, n_experts = n_elements, len(sources)
+    base = carray(pointer(origin), (n_elements,), base_like.dtype)
     lanes = np.empty((n_experts, LANES))
     chosen = np.empty((n_experts, _BLOCK), np.float32)
     for run in range(len(sums)):
@@ -52,9 +71,11 @@ def selected_squares(
             for j in range(np.uint64(n_here)):
                 i = np.uint64(start) + j
                 theta_0 = load(base[i])
-                keep = _variance(sources, i, theta_0, are_deltas, share) >= threshold
+                keep = _variance(sources, i, like, theta_0, are_deltas, share) >= threshold
                 for k in range(n_experts):
-                    delta = load(sources[k][i]) - (_ZERO if are_deltas else theta_0)
+                    delta = load(stored_at(sources[k], i, like)) - (
+                        _ZERO if are_deltas else theta_0
+                    )
                     chosen[k, j] = delta if keep else _ZERO
             for k in range(n_experts):
                 _add_squares(lanes[k], chosen[k])
@@ -77,9 +98,13 @@ def _add_squares(lanes: Any, values: Any) -> None:
 
 @jit
 def selected_sum(
-    out: Any,
-    base: Any,
+    target: Any,
+    origin: Any,
     sources: Any,
+    n_elements: Any,
+    out_like: Any,
+    base_like: Any,
+    like: Any,
     are_deltas: Any,
     share: Any,
     threshold: Any,
@@ -87,19 +112,21 @@ def selected_sum(
     shares: Any,
 ) -> Any:
     """Out = base + sum of the selected task vectors with the elected sign / their shares."""
+    out = carray(pointer(target), (n_elements,), out_like.dtype)
+    base = carray(pointer(origin), (n_elements,), base_like.dtype)
     store(out, 0, _ZERO)
     largest = magnitude(out[0])
     for i in range(np.uint64(out.size)):
         theta_0 = load(base[i])
-        keep = _variance(sources, i, theta_0, are_deltas, share) >= threshold
+        keep = _variance(sources, i, like, theta_0, are_deltas, share) >= threshold
         elected = _ZERO
         for k in range(len(sources)):
-            delta = load(sources[k][i]) - (_ZERO if are_deltas else theta_0)
+            delta = load(stored_at(sources[k], i, like)) - (_ZERO if are_deltas else theta_0)
             elected = elected + (delta if keep else _ZERO)
         sign = _ONE if elected >= _ZERO else -_ONE
         total, divisor = _ZERO, _ZERO
         for k in range(len(sources)):
-            delta = load(sources[k][i]) - (_ZERO if are_deltas else theta_0)
+            delta = load(stored_at(sources[k], i, like)) - (_ZERO if are_deltas else theta_0)
             delta = delta if keep else _ZERO
             agrees = delta * sign > _ZERO
             total = fma(weights[k], delta if agrees else _ZERO, total)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
+from evomerge.merging.low_rank import LowRank, stacked_svd
 from evomerge.merging.parameters import check_fields
 from evomerge.merging.quantiles import magnitude_threshold
 from evomerge.merging.sign_consensus import combine, trim
@@ -28,7 +29,8 @@ class Knots(TransformDefaults):
 
     With TIES, each expert's coordinates are trimmed to the `density` largest, an element's sign
     is that of their sum, and those that agree are combined. Task arithmetic gives the same as
-    without the basis, and is there for comparison.
+    without the basis, and is there for comparison. Where all experts are adapters the basis comes
+    from their factors: its rank is at most the sum of theirs.
 
     Attributes:
         method: What merges the coordinates: "ties" or "ta" (task arithmetic).
@@ -45,6 +47,8 @@ class Knots(TransformDefaults):
     of the matrix but averaged.
     """
 
+    version: ClassVar[int] = 2  # 2: adapters by their factors
+
     method: Literal["ties", "ta"] = "ties"
     density: float = 0.2
     divisor: Literal["mean", "none"] = "mean"
@@ -60,12 +64,17 @@ class Knots(TransformDefaults):
         del survey
         if self.fallback(tensors.name, tensors.shape) is not None:
             return mean_parts(tensors.deltas, self.outputs)
-        matrices = as_matrices(tensors.deltas)
-        basis, values = shared_basis(matrices)
+        factors = [part for part in tensors.factors if part is not None]
+        if factors and len(factors) == len(tensors.deltas):
+            basis, values, coordinates = factored_coordinates(factors)
+        else:
+            matrices = as_matrices(tensors.deltas)
+            basis, values = shared_basis(matrices)
+            coordinates = [basis.T @ matrix for matrix in matrices]
         if values.numel() == 0:
             return (torch.zeros_like(tensors.base),)
         scale = 1.0 if self.scaled else values[:, None]
-        merged = self._merged([((basis.T @ matrix) / scale).float() for matrix in matrices])
+        merged = self._merged([(part / scale).float() for part in coordinates])
         return ((basis @ (merged.to(basis) * scale)).float().reshape(tensors.shape),)
 
     def _merged(self, coordinates: Sequence[Tensor]) -> Tensor:
@@ -78,6 +87,17 @@ class Knots(TransformDefaults):
                 trim(c, magnitude_threshold(c, self.density, exact=True)) for c in coordinates
             ]
         return combine(coordinates, ones, vote="unweighted", divisor=self.divisor)
+
+
+def factored_coordinates(factors: Sequence[LowRank]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return what `shared_basis` does, and (E,) r x n coordinates S V_k^T, from thin factors.
+
+    float64, and no m x n matrix is formed.
+    """
+    basis, values, rights = stacked_svd(factors)
+    kept = int((values > RANK_TOLERANCE * values[:1]).sum())
+    values = values[:kept]
+    return basis[:, :kept], values, [values[:, None] * right[:, :kept].T for right in rights]
 
 
 def shared_basis(matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

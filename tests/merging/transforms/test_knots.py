@@ -1,4 +1,7 @@
-"""KnOTS: oracle, equality with task arithmetic, the choices."""
+"""KnOTS: oracle, equality with task arithmetic, the choices, adapters by their factors."""
+
+import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -6,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
+from evomerge.merging.low_rank import LowRank
+from evomerge.merging.transforms import knots
 from evomerge.merging.transforms.knots import Knots
+from tests.merging.low_rank_cases import dense, random_factors
 from tests.merging.transforms.spectral_cases import (
     EXPERTS,
     SEEDS,
     SHAPES,
     error,
+    inputs_of,
     merged,
     oracle_svd,
     random_deltas,
@@ -88,6 +95,41 @@ def test_rotating_the_outputs_rotates_the_merge():
     turn = rotation(9, 5)
     found = merged(Knots(), [turn @ delta for delta in deltas])
     assert error(found, turn @ merged(Knots(), deltas)) < 1e-5
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=SHAPES,
+    ranks=st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    seed=SEEDS,
+    density=st.sampled_from([0.2, 1.0]),
+    scaled=st.booleans(),
+    is_transposed=st.booleans(),
+)
+def test_adapters_are_merged_from_their_factors(shape, ranks, seed, density, scaled, is_transposed):
+    parts = random_factors(*shape, ranks, seed=seed, is_transposed=is_transposed)
+    deltas = [dense(part).numpy() for part in parts]
+    inputs = dataclasses.replace(inputs_of(deltas), factors=tuple(parts))
+    transform = Knots(density=density, scaled=scaled)
+    with mock.patch.object(knots, "shared_basis", side_effect=AssertionError("a dense basis")):
+        (found,) = transform.transform(inputs, None)
+    assert error(found, merged(transform, deltas)) < 1e-5
+
+
+def test_one_full_model_among_adapters_is_merged_from_task_vectors():
+    parts = random_factors(6, 5, [2, 2])
+    deltas = [dense(part).numpy() for part in parts]
+    inputs = dataclasses.replace(inputs_of(deltas), factors=(parts[0], None))
+    (found,) = Knots().transform(inputs, None)
+    assert np.array_equal(found.double().numpy(), merged(Knots(), deltas))
+
+
+def test_adapters_that_change_nothing_merge_to_nothing():
+    inputs = dataclasses.replace(
+        inputs_of([np.zeros((4, 3))] * 2), factors=(LowRank.zero(4, 3), LowRank.zero(4, 3))
+    )
+    (found,) = Knots().transform(inputs, None)
+    assert not found.any()
 
 
 @pytest.mark.parametrize(
