@@ -168,16 +168,18 @@ def _one_method(
 def _default_groups(operator: Any, per_group: int, numbers: int | None, model: ModelSpace) -> str:
     """Return the grouping of a section that names none; see `build_space` for `numbers`.
 
-    Modules where they come to that, give or take a factor of two. Else stretches of all elements
-    in a row where the method can cut tensors, or runs of layers.
+    Modules, or layers, where they come to that, give or take a factor of two. Else runs of layers,
+    or stretches of all elements where there are not layers enough and the method can cut tensors:
+    whole tensors keep exact adapters, and recipes that other tools can read.
     """
     count = round((numbers or 0) / max(1, per_group))
     if count < 2:
         return "global"
-    modules = len(assign_groups("module", [tensor.spec.name for tensor in model.merged])[0])
-    if count <= 2 * modules <= 4 * count:
-        return "module"
-    if operator.sliceable:
+    names = [tensor.spec.name for tensor in model.merged]
+    for grouping in ("module", "layer"):
+        if count <= 2 * len(assign_groups(grouping, names)[0]) <= 4 * count:
+            return grouping
+    if operator.sliceable and count_layers(names) < count:
         return f"chunk:{min(count, model.n_elements)}"
     return f"block:{count}"
 

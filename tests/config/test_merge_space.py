@@ -137,6 +137,35 @@ def test_where_no_groups_are_named_the_algorithm_says_how_many_numbers(body, num
         build_operators(founder.recipe, BASE_X_Y)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers", "groups"),
+    [
+        ("task_arithmetic", 100, "module"),  # 85 of them
+        ("task_arithmetic", 24, "layer"),  # 13 with the embedding
+        ("task_arithmetic", 8, "block:4"),
+        ("ties", 64, "block:32"),
+        ("task_arithmetic", 64, "chunk:32"),  # too many for layers, too few for modules
+    ],
+)
+def test_deep_models_are_searched_in_whole_layers(name, numbers, groups):
+    kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+    names = ["model.embed_tokens.weight"]
+    names += [f"model.layers.{i}.{kind}.weight" for i in range(12) for kind in kinds]
+    headers = [
+        SourceHeader(
+            id,
+            "Llama",
+            {name: TensorSpec(name, "F32", (2, 2)) for name in names},
+            {name: f"{id}:{name}" for name in names},
+        )
+        for id in ("base", "x", "y")
+    ]
+    models = align(headers, has_base=True)
+    _, resolved = build_space({"name": name}, models, founders="none", span=None, numbers=numbers)
+    assert resolved["groups"] == groups
+
+
 @pytest.mark.parametrize("name", sorted(merge_operators.names()))
 def test_the_resolved_section_gives_the_same_space(name):
     fitting = {"slerp": model("a", "b", has_base=False), "passthrough": model("base", "x")}
