@@ -9,6 +9,7 @@ from evomerge.errors import ConfigError
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.part import whole_of
 from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.runtime.placement import is_every_gpu
 
 
 def engine_of(evaluator: Evaluator) -> VllmEngine | None:
@@ -47,8 +48,8 @@ def refuse_engines(
             "room for one engine; give them the same"
         )
     wide = None
-    if device == "cuda:all":
-        wide = "runtime.device: cuda:all", "one device, or none"
+    if is_every_gpu(device):
+        wide = f"runtime.device: {device}", "one device, or none"
     elif gpus_per_worker is not None and gpus_per_worker > 1:
         wide = f"runtime.gpus_per_worker: {gpus_per_worker:g}", "1, or nothing"
     if wide is not None:

@@ -24,6 +24,11 @@ def is_gpu(device: str) -> bool:
     return device.startswith("cuda")
 
 
+def is_every_gpu(device: str) -> bool:
+    """Return whether a `runtime.device` divides one model over all GPUs."""
+    return device == "cuda:all"
+
+
 def pick_device(wanted: str) -> str:
     """Return "cpu" or "cuda:N" for a config's `runtime.device`; of several the first one.
 

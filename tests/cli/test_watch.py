@@ -18,6 +18,8 @@ def test_json_is_one_look_at_every_run(place, evomerge):
         (run,) = json.loads(done.out)["runs"]
         assert (run["run"], run["state"], run["done"]) == ("populations/tiny", "done", 6)
     status = json.loads(evomerge("status", "tiny", "--json").out)
+    for row in status["best"].values():
+        assert (row.pop("n"), len(row.pop("interval"))) == (12, 2)  # which it takes scores to know
     assert {key: run[key] for key in status} == status
     assert tree(place.run) == before
 
