@@ -24,7 +24,13 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"^(?:cls|lm_head|classifier|generator_predictions|discriminator_predictions)\."
             r"|^vocab_(?:transform|layer_norm|projector)$",
         ),
-        ("router", r"(?:^|\.)(?:router|mlp\.gate|block_sparse_moe\.gate|shared_expert_gate)$"),
+        # "router.layer" of DBRX, Granite and JetMoE, "router.classifier" of Switch, "gate.wg" of
+        # Hunyuan, "mixer.gate" of Nemotron-H, "feed_forward.gate" of LFM2.
+        (
+            "router",
+            r"(?:^|\.)(?:router(?:\.\w+)?|shared_expert_gate"
+            r"|(?:mlp|block_sparse_moe|feed_forward|mixer)\.gate(?:\.wg)?)$",
+        ),
         (
             "norm",
             r"(?i)(?:^|[._])(?:(?:input_|post_\w+_|pre_\w+_|final_|q_|k_|emb_|sa_|output_)?"

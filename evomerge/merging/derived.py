@@ -62,6 +62,7 @@ class Derived:
     tables: TaskVectorStatistic | None = None
     codes: TaskVectorStatistic | None = None
     variances: VarianceTables | None = None
+    # Tables looked at so far: views, whose numbers `tables` holds anyway.
     _known: dict[tuple[str, str], QuantileTable] = field(default_factory=dict, init=False)
 
     def quantiles(self, source: str, name: str) -> QuantileTable | None:

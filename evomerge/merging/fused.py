@@ -81,13 +81,9 @@ def addresses(
         least: Elements from which on a kernel is used.
     """
     like = _LIKE.get(sources[0].dtype) if sources else None
-    fits = like is not None and len(sources) <= MAX_SOURCES
-    if (
-        like is None
-        or not fits
-        or sources[0].numel() < max(least, 1)
-        or not _are_flat(sources, sources[0])
-    ):
+    if like is None or len(sources) > MAX_SOURCES or sources[0].numel() < max(least, 1):
+        return None
+    if not _are_flat(sources, sources[0]):
         return None
     return tuple([tensor.data_ptr() for tensor in sources]), like
 
@@ -120,10 +116,12 @@ def write_rounded(out: Tensor, values: Tensor) -> None:
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in another float dtype; what is finite stays so in fp16."""
-    if dtype == torch.float16 and tensor.dtype != dtype:
-        limited = tensor.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT)
-        tensor = torch.where(tensor.isfinite(), limited, tensor)
-    return tensor.to(dtype)
+    narrow = tensor.to(dtype)
+    if dtype != torch.float16 or tensor.dtype == dtype or not bool(narrow.isinf().any()):
+        return narrow
+    # Clamped in fp16: bfloat16 has no number at the limit, and float8 cannot be clamped.
+    limited = narrow.clamp(-FLOAT16_LIMIT, FLOAT16_LIMIT)
+    return torch.where(tensor.double().isinf(), narrow, limited)
 
 
 def weighted_sum(

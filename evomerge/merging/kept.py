@@ -140,7 +140,7 @@ def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -
 
 @dataclass(frozen=True)
 class _Pass:
-    """The numbers of one pass, each of (E,).
+    """The numbers of one pass; tuples are (E,), by the experts' positions.
 
     Attributes:
         order: Positions of the experts in the order they are summed.
@@ -148,6 +148,8 @@ class _Pass:
         directions: -1 where a negative weight turns an expert's vote.
         weights: Factor of each task vector in the sum.
         shares: What each expert that agrees adds to the divisor.
+        passes: How an element's sign is elected; see `merge_kept`.
+        divides: Whether each element's sum is divided by the shares of those that agree.
     """
 
     order: tuple[int, ...]

@@ -23,6 +23,7 @@ from evomerge.merging.fused import (
     FLOAT16_LIMIT,
     MIN_ELEMENTS,
     WeightedSum,
+    cast,
     pass_size,
     weighted_sum,
 )
@@ -325,11 +326,12 @@ class TensorInputs:
                     weights[k] = 0.0
         terms = [(float(w), t) for w, t in zip(weights, self.sources, strict=True) if w != 0.0]
         terms += extra
-        if len(terms) == 1 and terms[0][0] == 1.0 and self.into is None:
-            return terms[0][1].to(self.out_dtype)
+        is_copy = len(terms) == 1 and terms[0][0] == 1.0
+        if is_copy and self.into is None:
+            return cast(terms[0][1], self.out_dtype)
         out = self.empty_result()
-        if len(terms) == 1 and terms[0][0] == 1.0:
-            out.copy_(terms[0][1])
+        if is_copy:
+            out.copy_(cast(terms[0][1], self.out_dtype))
         elif self.add(terms, out):
             self.finite.add(out)
         return out

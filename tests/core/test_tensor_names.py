@@ -86,6 +86,15 @@ FAMILIES = {
         "model.layers.{i}.mlp.shared_expert.up_proj": "mlp.up",
         "model.layers.{i}.mlp.shared_expert.down_proj": "mlp.down",
     },
+    "other-routers": {
+        "model.layers.{i}.block_sparse_moe.router.layer": "router",
+        "model.layers.{i}.mlp.router.classifier": "router",
+        "model.layers.{i}.mlp.router+bias": "router",
+        "model.layers.{i}.mlp.gate.wg": "router",
+        "model.layers.{i}.feed_forward.gate": "router",
+        "model.layers.{i}.mixer.gate": "router",
+        "model.layers.{i}.mixer.in_proj": "other",
+    },
     "gpt2": {
         "transformer.h.{i}.attn.c_attn+bias": "attn.qkv",
         "transformer.h.{i}.attn.c_proj+bias": "attn.o",

@@ -6,6 +6,7 @@ from evomerge.core.genes import gene_fields
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, EvaluationError
 from evomerge.merging.derived import derive_for
+from evomerge.merging.fused import cast
 from evomerge.merging.linear import Linear
 from evomerge.merging.materialize import materialize
 from evomerge.merging.operator import merge_operators
@@ -223,6 +224,33 @@ def test_overflow_of_fp16_is_clamped_to_its_range():
     space = space_of(sources)
     merged = dict(materialize(linear(space.sources, [[0.0, 2.0]]), space, sources))
     assert merged[name].tolist() == [65504.0] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_taken_over_as_it_is_stays_finite_in_fp16(dtype):
+    """A tensor that is the same everywhere, and a lone source: bfloat16 has no 65504 of its own."""
+    sources = make_sources(1, dtype=dtype)
+    large = torch.tensor([1e5, -7e4, 3.0], dtype=dtype)
+    for source in sources.values():
+        source.tensors = {**source.tensors, "model.frozen.weight": large}
+    sources["e1"].tensors = {**sources["e1"].tensors, "model.norm.weight": large}
+    space = space_of(sources)
+    recipe = linear(space.sources, [[0.0, 1.0]])
+    place = torch.empty(3, dtype=torch.float16)
+    for into in ({}, {"model.norm.weight": place}):
+        merged = dict(materialize(recipe, space, sources, out_dtype=torch.float16, into=into))
+        for name in ("model.frozen.weight", "model.norm.weight"):
+            assert merged[name].tolist() == [65504.0, -65504.0, 3.0]
+
+
+def test_a_cast_to_fp16_keeps_what_is_not_finite():
+    values = torch.tensor([float("inf"), -float("inf"), 1e5, float("nan")])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        found = cast(values.to(dtype), torch.float16)
+        assert found[:3].tolist() == [float("inf"), -float("inf"), 65504.0]
+        assert found[3].isnan()
+    eight = values.to(torch.float8_e5m2)
+    assert torch.equal(cast(eight, torch.float16)[:3], eight.half()[:3])
 
 
 def test_a_tied_head_is_read_from_the_tensor_it_shares():

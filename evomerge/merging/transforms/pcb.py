@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from evomerge.core.arrays import FloatArray
-from evomerge.core.tensor_names import place
 from evomerge.errors import ConfigError
+from evomerge.merging.exempt import exempt_kind
 from evomerge.merging.parameters import check_fields
 from evomerge.merging.transform import (
     DeltaInputs,
@@ -66,9 +66,8 @@ class Pcb(TransformDefaults):
 
     def fallback(self, name: str, shape: tuple[int, ...]) -> str | None:
         """Leave out vectors and routers, which must not lose elements."""
-        if len(shape) < 2:
-            return "at most one axis, mean of the task vectors"
-        return "router, mean of the task vectors" if place(name).kind == "router" else None
+        kind = exempt_kind(name, shape, "exempt", "paper")
+        return kind and f"{kind}, mean of the task vectors"
 
     def survey(self, tensors: Iterable[DeltaInputs]) -> FloatArray:
         """Return (E, 4) rows: the ends of the clipped magnitudes and of the kept balances."""
