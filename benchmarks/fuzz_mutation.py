@@ -140,10 +140,12 @@ def mutated_yaml(data: bytes, rng: random.Random) -> bytes:
         return mutated_bytes(data, rng)
     try:
         value = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    # PyYAML raises the two in the middle, too, where a value is not what its tag says.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
         return mutated_bytes(data, rng)
-    # JSON is YAML, but for a few escapes.
-    return json.dumps(mutated_tree(value, rng), default=str, indent=1).encode()[:MAX_BYTES]
+    # JSON is YAML, but for a few escapes; keys that it cannot write (dates) are left out.
+    text = json.dumps(mutated_tree(value, rng), default=str, indent=1, skipkeys=True)
+    return text.encode()[:MAX_BYTES]
 
 
 def mutated_safetensors(data: bytes, rng: random.Random) -> bytes:
