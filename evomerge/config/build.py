@@ -22,7 +22,7 @@ from evomerge.config.cache import too_large_for_a_search, usable_cache
 from evomerge.config.constraints import build_constraints, check_bound_sources
 from evomerge.config.construct import construct
 from evomerge.config.merge_choice import ANY_OF
-from evomerge.config.merge_space import build_space
+from evomerge.config.merge_space import build_space, with_groups_of
 from evomerge.config.models import OpenModels, resolve_models
 from evomerge.config.schema import RunConfig
 from evomerge.config.tasks import Tasks
@@ -169,6 +169,13 @@ def wanted_numbers(config: RunConfig) -> int | None:
     """Return about how many numbers the config's algorithm searches best; None: it does not say."""
     cls = search_algorithms.get(str(config.algorithm["name"]))
     return getattr(cls, "wanted_numbers", None)
+
+
+def with_chosen_groups(config: RunConfig, stored: RunConfig) -> dict[str, Any]:
+    """Return the `merge:` section, with a run's own groups where its algorithm chose them."""
+    if wanted_numbers(config) is None:
+        return config.merge
+    return with_groups_of(config.merge, stored.merge)
 
 
 def build_search_space(

@@ -101,6 +101,30 @@ def build_space(
     return space, resolved
 
 
+def with_groups_of(body: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `merge:` section with the groups of a run's own where it names none.
+
+    They were chosen when the run was created, maybe by another version.
+
+    Args:
+        body: The section as written.
+        stored: The run's section, with all defaults.
+    """
+    if ANY_OF not in body:
+        is_other = "groups" not in stored or body.get("name") != stored.get("name")
+        kept = {} if is_other or body.get("groups") is not None else {"groups": stored["groups"]}
+        return {**body, **kept}
+    entries, others = body[ANY_OF], stored.get(ANY_OF, ())
+    if "groups" in body or not isinstance(entries, list) or len(entries) != len(others):
+        return dict(body)
+    named = [{"name": item} if isinstance(item, str) else item for item in entries]
+    kept_of = [
+        with_groups_of(item, other) if isinstance(item, Mapping) else item
+        for item, other in zip(named, others, strict=True)
+    ]
+    return {**body, ANY_OF: kept_of}
+
+
 def _one_method(
     body: Mapping[str, Any],
     *,
@@ -122,7 +146,9 @@ def _one_method(
         columns = width if item.per_source else 1
         parsed.append((item, n_knots, *parse_parameter(item, value, columns, where)))
     groups = body.get("groups")
-    if groups is None:
+    if groups is None and numbers and any(n_knots is not None for _, n_knots, _, _ in parsed):
+        groups = "layer"  # what a curve needs
+    elif groups is None:
         per_group = sum(param.width for _, _, param, _ in parsed if param is not None)
         groups = _default_groups(operator, per_group, numbers, model)
     labels, breaks = _groups(str(groups), name, operator, model)

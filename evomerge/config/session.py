@@ -23,6 +23,7 @@ from evomerge.config.build import (
     header_differences,
     needs_span,
     resolve_config,
+    with_chosen_groups,
 )
 from evomerge.config.cache import refuse_unusable_cache, usable_cache
 from evomerge.config.construct import describe
@@ -341,15 +342,14 @@ def _refuse_other_config(folder: RunFolder, stored: RunConfig, wanted: RunConfig
 
 
 def _as_created(wanted: RunConfig, given: RunConfig, stored: RunConfig) -> RunConfig:
-    """Keep what was derived from budget and workers when the run was created."""
+    """Keep what was derived when the run was created, but `runtime.workers`: planned at a start."""
+    changes: dict[str, Any] = {"merge": with_chosen_groups(wanted, stored)}
     if given.search.look_ahead is None:
-        kept = wanted.search.model_copy(update={"look_ahead": stored.search.look_ahead})
-        wanted = wanted.model_copy(update={"search": kept})
-    hint = "budget_hint"
-    if hint in stored.algorithm and given.algorithm.get(hint) is None:
-        algorithm = {**wanted.algorithm, hint: stored.algorithm[hint]}
-        wanted = wanted.model_copy(update={"algorithm": algorithm})
-    return wanted  # its `runtime.workers` may be open: they are planned when they start
+        look_ahead = {"look_ahead": stored.search.look_ahead}
+        changes["search"] = wanted.search.model_copy(update=look_ahead)
+    if "budget_hint" in stored.algorithm and given.algorithm.get("budget_hint") is None:
+        changes["algorithm"] = {**wanted.algorithm, "budget_hint": stored.algorithm["budget_hint"]}
+    return wanted.model_copy(update=changes)
 
 
 def with_runtime(

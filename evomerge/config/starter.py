@@ -78,7 +78,7 @@ def starter(answers: Answers, folder: Path, name: str) -> str:
     method = answers.merge or ("task_arithmetic" if answers.base else "linear")
     tasks = task_sections(answers, folder)
     algorithm: dict[str, Any] = {"name": answers.algorithm or "auto"}
-    if not answers.algorithm and len(tasks) > 1:
+    if algorithm["name"] == "auto" and len(tasks) > 1:
         algorithm["front_share"] = FRONT_SHARE
     body: dict[str, Any] = {"version": 1, "name": run_name(answers.name or name), "seed": 0}
     if answers.base:

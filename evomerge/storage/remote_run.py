@@ -92,8 +92,8 @@ class RemoteRun:
     def create(self, files: Mapping[str, bytes]) -> None:
         """Put the first files of a new run into the store, config.yaml last; then pull it.
 
-        What an earlier call left that was cut off is written over; of two at the same time one
-        ends in an error.
+        What an earlier call left that was cut off is written over, or refused where this run has
+        no such file; of two at the same time one ends in an error.
 
         Raises:
             RunError: There is a run already, or the store cannot be reached.
@@ -105,6 +105,7 @@ class RemoteRun:
             lease = RemoteLease(self.store, self.folder.place())
             try:
                 is_begun = self._refuse_run(journal, scores)
+                self._refuse_others(files)
                 for name, data in files.items():
                     if name != CONFIG and belongs_in_store(name):
                         self._put_first(name, data, lease)
@@ -149,6 +150,15 @@ class RemoteRun:
                 "another URL"
             )
         return True
+
+    def _refuse_others(self, files: Mapping[str, bytes]) -> None:
+        """Raise RunError for a file of another creation, which this run would take for its own."""
+        for name in self.store.names():
+            if belongs_in_store(name) and name not in files:
+                raise RunError(
+                    f"{self.url}/{name}: was left by the creation of another run, which was cut "
+                    "off; remove that object, or choose another URL"
+                )
 
     def _is_taken(self) -> RunError:
         return RunError(f"{self.url}: exists; choose another URL")

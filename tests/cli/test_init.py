@@ -60,6 +60,21 @@ def test_options_become_a_commented_config(evomerge):
     assert evomerge("check", "configs/first.yaml", "--offline").code == 0
 
 
+def test_a_default_that_is_given_changes_nothing(evomerge):
+    given = (
+        "init",
+        "--model",
+        "a/a",
+        "--model",
+        "b/b",
+        "--task",
+        "math.jsonl",
+        "--task",
+        "arc_easy",
+    )
+    assert evomerge(*given, "--algorithm", "auto", "--out", "-") == evomerge(*given, "--out", "-")
+
+
 def test_defaults_without_a_base_and_with_one_task(evomerge):
     done = evomerge(
         "init", "--model", "a/a", "--model", "b/b", "--task", "math.jsonl", "--out", "-"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.config.merge_space import build_space
+from evomerge.config.merge_space import build_space, with_groups_of
 from evomerge.core.linear_span import LinearSpan
 from evomerge.core.model_space import SourceHeader, TensorSpec, align
 from evomerge.core.recipe import Recipe
@@ -46,6 +46,31 @@ def searched(body, name, models=BASE_X_Y):
 
 
 # ------------------------------------------------------------------------- parameter forms
+
+
+def test_a_curve_gets_the_layers_it_needs():
+    body = {"name": "task_arithmetic", "weights": {"curve": 2}}
+    space, resolved = build_space(body, BASE_X_Y, founders="none", span=None, numbers=64)
+    assert (resolved["groups"], space.searched[0].curve is not None) == ("layer", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "stored", "groups"),
+    [
+        ({"name": "ties"}, {"name": "ties", "groups": "chunk:9"}, "chunk:9"),
+        ({"name": "ties", "groups": "kind"}, {"name": "ties", "groups": "chunk:9"}, "kind"),
+        ({"name": "slerp"}, {"name": "ties", "groups": "chunk:9"}, None),
+        ({"name": "layer_sequence"}, {"name": "layer_sequence"}, None),
+    ],
+)
+def test_groups_that_are_not_named_are_those_of_the_run(body, stored, groups):
+    assert with_groups_of(body, stored).get("groups") == groups
+    several = {"any_of": [body, "linear"]}
+    run = {"any_of": [stored, {"name": "linear", "groups": "layer"}]}
+    found = with_groups_of(several, run)["any_of"]
+    assert [item.get("groups") for item in found] == [groups, "layer"]
+    shared = {"groups": "module", **several}
+    assert with_groups_of(shared, run) == shared
 
 
 def test_a_parameter_without_default_is_searched_over_the_methods_range():

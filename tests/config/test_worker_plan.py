@@ -12,6 +12,7 @@ from evomerge.config.models import open_sources
 from evomerge.config.schema import ModelConfig, load_config
 from evomerge.config.session import open_or_create, preflight
 from evomerge.config.worker_plan import plan_facts, plan_table, with_plan, worker_need
+from evomerge.errors import RunError
 from evomerge.evaluation.multiple_choice import MultipleChoice
 from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.runtime.placement import default_look_ahead
@@ -122,6 +123,34 @@ def test_the_look_ahead_of_a_run_stays_whatever_the_cluster_is_later(
     monkeypatch.setattr(worker_plan, "local_node", lambda: NodeFacts("big", 64, 512 * GIB))
     again, existed = open_or_create(config, tmp_path, folder)
     assert (again.search.look_ahead, existed) == (9, True)
+
+
+def test_the_groups_of_a_run_stay_whatever_is_chosen_later(tiny_models, tmp_path: Path) -> None:
+    auto = {"merge": {"name": "task_arithmetic"}, "algorithm": {"name": "auto"}}
+    config = load_config(tiny_models.write(tmp_path / "c.yaml", **auto))
+    folder = RunFolder(tmp_path / "run")
+    made, _ = open_or_create(config, tmp_path, folder)
+    assert made.merge["groups"] not in (None, "global")
+    # As an earlier version chose.
+    text = folder.config.read_text()
+    assert text.count(f"groups: {made.merge['groups']}\n") == 1
+    folder.config.write_text(text.replace(made.merge["groups"], "global"))
+    again, existed = open_or_create(config, tmp_path, folder)
+    assert (again.merge["groups"], existed) == ("global", True)
+    named = {**auto["merge"], "groups": "kind"}
+    other = load_config(tiny_models.write(tmp_path / "c.yaml", **auto | {"merge": named}))
+    with pytest.raises(RunError, match=r"another config: merge\.groups"):
+        open_or_create(other, tmp_path, folder)
+
+
+def test_only_groups_that_the_algorithm_chose_stay(tiny_models, tmp_path: Path) -> None:
+    merge = {"name": "task_arithmetic"}
+    path, folder = tmp_path / "c.yaml", RunFolder(tmp_path / "run")
+    layers = load_config(tiny_models.write(path, merge={**merge, "groups": "layer"}))
+    open_or_create(layers, tmp_path, folder)
+    one_group = load_config(tiny_models.write(path, merge=merge))
+    with pytest.raises(RunError, match=r"another config: merge\.groups"):
+        open_or_create(one_group, tmp_path, folder)
 
 
 def test_on_a_cluster_the_number_of_workers_stays_open(tiny_models, tmp_path: Path) -> None:

@@ -517,6 +517,16 @@ def test_results_without_a_config_are_not_taken_for_a_creation_that_was_cut_off(
         RemoteRun(objects, tmp_path).create(WHOLE)
 
 
+def test_a_file_that_only_a_creation_cut_off_had_is_refused(objects, tmp_path):
+    """Its founders and scores would be the new run's."""
+    objects.put("warm_start.json", b"[]")
+    with pytest.raises(RunError, match=r"/warm_start\.json: was left by the creation of another"):
+        RemoteRun(objects, tmp_path).create(FILES)
+    assert "config.yaml" not in objects.names()
+    objects.delete("warm_start.json")
+    RemoteRun(objects, tmp_path).create(FILES)
+
+
 @pytest.mark.parametrize("name", ["place", "copied.json", "pull.lock", "rescue", "aside-1"])
 def test_any_name_of_a_run_may_be_used(name, tmp_path):
     remote = RemoteRun(ObjectStore(f"s3://bucket/{name}", MemoryStore()), tmp_path)
