@@ -42,9 +42,13 @@ def what_to_install(error: ImportError) -> str:
     A package that an extra of evomerge brings is named with that extra.
     """
     module = _plain((error.name or "").partition(".")[0])
+    try:
+        lines = metadata.requires("evomerge") or ()
+    except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH has no metadata
+        lines = ()
     extras = {
         _plain(found[1]): found[2]
-        for line in metadata.requires("evomerge") or ()
+        for line in lines
         if (found := re.match(r"([\w.-]+).*extra == '([^']+)'", line))
         and found[2] not in _OF_DEVELOPERS
     }
