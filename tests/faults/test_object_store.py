@@ -272,7 +272,9 @@ def test_another_machine_takes_over_from_a_hung_driver_which_then_writes_nothing
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_kills_each_of_which_loses_the_machine(tiny_models, tmp_path, server, machine, url):
-    config = _slow_config(tiny_models, tmp_path / "c.yaml", 120, 0.01)
+    config = _slow_config(
+        tiny_models, tmp_path / "c.yaml", 300, 0.01
+    )  # a kill comes up to 25 later
     whole = _alone(config, tmp_path / "whole")
     store = open_object_store(url)
     rng = random.Random(0)
