@@ -83,14 +83,7 @@ def ray_head(folder: Path, *, has_token: bool = True) -> Iterator[Head]:
         _wait_for(f"{url}/api/jobs/", process, folder / "head.log")
         yield Head(url, environment, temporary, process)
     finally:
-        # `ray start --block` ends what it started when it is asked to.
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        end(process)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -107,3 +100,14 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             pass
         time.sleep(0.5)
     raise AssertionError(f"no dashboard at {url}: {log.read_text()[-2000:]}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End `ray start --block`, which ends what it started when it is asked to."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

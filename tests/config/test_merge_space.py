@@ -21,13 +21,13 @@ NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight",
          "model.layers.1.mlp.up_proj.weight", "model.norm.weight")  # fmt: skip
 
 
-def model(*ids, has_base=True):
+def model(*ids, has_base=True, names=NAMES):
     headers = [
         SourceHeader(
             id,
             "Llama",
-            {name: TensorSpec(name, "F32", (2, 2)) for name in NAMES},
-            {name: f"{id}:{name}" for name in NAMES},
+            {name: TensorSpec(name, "F32", (2, 2)) for name in names},
+            {name: f"{id}:{name}" for name in names},
         )
         for id in ids
     ]
@@ -177,16 +177,7 @@ def test_deep_models_are_searched_in_whole_layers(name, numbers, groups):
              "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
     names = ["model.embed_tokens.weight"]
     names += [f"model.layers.{i}.{kind}.weight" for i in range(12) for kind in kinds]
-    headers = [
-        SourceHeader(
-            id,
-            "Llama",
-            {name: TensorSpec(name, "F32", (2, 2)) for name in names},
-            {name: f"{id}:{name}" for name in names},
-        )
-        for id in ("base", "x", "y")
-    ]
-    models = align(headers, has_base=True)
+    models = model("base", "x", "y", names=names)
     _, resolved = build_space({"name": name}, models, founders="none", span=None, numbers=numbers)
     assert resolved["groups"] == groups
 

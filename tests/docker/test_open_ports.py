@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.ray_head import TOKEN, free_port
+from tests.cluster.ray_head import TOKEN, end, free_port
 from tests.docker.test_manifests import DOCKERFILE, SLURM
 
 METRICS = {
@@ -71,13 +70,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     try:
         yield address, process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end(process)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
