@@ -10,8 +10,6 @@ from typing import Literal
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError
-from evomerge.evaluation.batching import Limits
-from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import Row, check_settings, checked_scores, chosen, read_rows
 from evomerge.evaluation.sandbox import Isolation, run_python
@@ -20,7 +18,7 @@ from evomerge.evaluation.served_subject import ServedModel, text_subject
 from evomerge.evaluation.server import ServedCandidate
 from evomerge.evaluation.text_model import TextModel
 from evomerge.evaluation.vllm_engine import VllmEngine
-from evomerge.evaluation.writing import Writing, refuse_two_writers
+from evomerge.evaluation.writing import Writing, refuse_two_writers, writing_of
 
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -91,22 +89,12 @@ class CodeExecution:
         names = ("programs", "max_new_tokens", "batch_size", "max_length")
         positive = {name: getattr(self, name) for name in names}
         check_settings("code_execution", rows=self.rows, positive=positive)
-        _ = self._writing
-        refuse_two_writers("code_execution", self.candidate, self._chat, self.engine)
-
-    @property
-    def _chat(self) -> Chat:
-        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
+        chat = self._writing.chat
+        refuse_two_writers("code_execution", self.candidate, chat, self.engine)
 
     @property
     def _writing(self) -> Writing:
-        return Writing(
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-            max_length=self.max_length,
-            limits=Limits(self.batch_tokens, self.batch_size),
-            chat=self._chat,
-        )
+        return writing_of(self)
 
     @property
     def auto_class(self) -> str | None:
@@ -124,7 +112,7 @@ class CodeExecution:
     def example_digests(self) -> tuple[str, ...]:
         """Return (N,) digests of prompt and tests, and of the chat around the prompt."""
         rows = read_rows(self.examples, self.rows)
-        chat = self._chat.content()
+        chat = self._writing.chat.content()
         return tuple(row.digest("prompt", "tests", beside=chat) for row in rows)
 
     def probe(self, subject: TextModel | ServedModel, positions: IntArray) -> list[str]:

@@ -11,8 +11,6 @@ import numpy as np
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError
-from evomerge.evaluation.batching import Limits
-from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     check_settings,
@@ -23,7 +21,7 @@ from evomerge.evaluation.examples import (
 from evomerge.evaluation.extraction import Extraction
 from evomerge.evaluation.text_model import TextModel
 from evomerge.evaluation.vllm_engine import VllmEngine
-from evomerge.evaluation.writing import Writing
+from evomerge.evaluation.writing import Writing, writing_of
 
 if TYPE_CHECKING:
     from evomerge.evaluation.served_subject import ServedSubject
@@ -100,18 +98,7 @@ class ExactMatch:
 
     @property
     def _writing(self) -> Writing:
-        return Writing(
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-            max_length=self.max_length,
-            limits=Limits(self.batch_tokens, self.batch_size),
-            chat=self._chat,
-            cache=self.cache,
-        )
-
-    @property
-    def _chat(self) -> Chat:
-        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
+        return writing_of(self, self.cache)
 
     def n_examples(self) -> int:
         """Return N after checking every row; DataError names the first bad one."""
@@ -124,7 +111,7 @@ class ExactMatch:
     def example_digests(self) -> tuple[str, ...]:
         """Return (N,) digests of prompt and answer, and of the chat around them."""
         rows = read_rows(self.examples, self.rows)
-        chat = self._chat.content()
+        chat = self._writing.chat.content()
         return tuple(row.digest("prompt", "answer", beside=chat) for row in rows)
 
     def evaluate(

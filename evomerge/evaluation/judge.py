@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.errors import ConfigError, DataError, EvaluationError
-from evomerge.evaluation.batching import Limits
-from evomerge.evaluation.chat import Chat
 from evomerge.evaluation.evaluator import evaluator
 from evomerge.evaluation.examples import (
     Row,
@@ -29,7 +27,7 @@ from evomerge.evaluation.served_subject import ServedModel, text_subject
 from evomerge.evaluation.server import ServedCandidate, Server
 from evomerge.evaluation.text_model import TextModel
 from evomerge.evaluation.vllm_engine import VllmEngine
-from evomerge.evaluation.writing import Writing, refuse_two_writers
+from evomerge.evaluation.writing import Writing, refuse_two_writers, writing_of
 
 _PLACES = ("prompt", "answer", "reference")
 _SCORE = re.compile(r"Score: (-?\d+(?:\.\d+)?)")
@@ -102,24 +100,14 @@ class Judge:
         names = ("samples", "tries", "judge_tokens", "max_new_tokens", "batch_size", "max_length")
         positive = {name: getattr(self, name) for name in names}
         check_settings("judge", rows=self.rows, positive=positive)
-        _ = self._writing
-        refuse_two_writers("judge", self.candidate, self._chat, self.engine)
+        chat = self._writing.chat
+        refuse_two_writers("judge", self.candidate, chat, self.engine)
         if not self.lowest < self.highest:
             raise ConfigError(f"judge: lowest {self.lowest} is not below highest {self.highest}.")
 
     @property
-    def _chat(self) -> Chat:
-        return Chat(self.chat_template, self.chat_template_file, self.system_prompt)
-
-    @property
     def _writing(self) -> Writing:
-        return Writing(
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-            max_length=self.max_length,
-            limits=Limits(self.batch_tokens, self.batch_size),
-            chat=self._chat,
-        )
+        return writing_of(self)
 
     @property
     def auto_class(self) -> str | None:
@@ -153,7 +141,7 @@ class Judge:
         """Return (N,) digests of prompt, reference, rubric, and the chat around the prompt."""
         rubric = read_text(self.rubric)
         rows = read_rows(self.examples, self.rows)
-        chat = self._chat.content()
+        chat = self._writing.chat.content()
         return tuple(
             content_digest([row.digest("prompt", "reference", beside=chat), rubric]) for row in rows
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from evomerge.core.arrays import IntArray
 from evomerge.errors import ConfigError
@@ -84,6 +84,43 @@ class Writing:
             stop=self.stop,
             cache=self.cache,
         )
+
+
+class _Keys(Protocol):
+    """The config keys that evaluators which read answers have in common; see `Writing`."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def batch_tokens(self) -> int | Literal["auto"]: ...
+    @property
+    def batch_size(self) -> int | None: ...
+    @property
+    def chat_template(self) -> bool: ...
+    @property
+    def chat_template_file(self) -> Path | None: ...
+    @property
+    def system_prompt(self) -> str | None: ...
+
+
+def writing_of(keys: _Keys, cache: Literal["dynamic", "static"] = "dynamic") -> Writing:
+    """Return what an evaluator's keys say of writing.
+
+    Raises:
+        ConfigError: A chat key is set that would have no effect.
+    """
+    return Writing(
+        max_new_tokens=keys.max_new_tokens,
+        stop=keys.stop,
+        max_length=keys.max_length,
+        limits=Limits(keys.batch_tokens, keys.batch_size),
+        chat=Chat(keys.chat_template, keys.chat_template_file, keys.system_prompt),
+        cache=cache,
+    )
 
 
 def refuse_two_writers(
