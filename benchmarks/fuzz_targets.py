@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from safetensors.torch import save
@@ -26,16 +25,19 @@ from benchmarks.fuzz_mutation import (
     mutated_safetensors,
     mutated_yaml,
 )
+from benchmarks.fuzz_recipes import descendant, plain_recipes
 from evomerge.config.merge_file import merge_file
 from evomerge.config.mergekit_slices import read_slices
 from evomerge.config.mergekit_yaml import read_mergekit
 from evomerge.config.offline import check_offline
 from evomerge.config.results import RunResults
 from evomerge.config.schema import load_config, parse_config
+from evomerge.core.ancestry import is_made
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec, align
 from evomerge.core.recipe import Recipe
 from evomerge.search.events import asked_event, candidate_of, told_event
+from evomerge.search.journal_recipes import JournalRecipes
 from evomerge.storage.journal import read_journal
 from evomerge.storage.journal_events import check_events
 from evomerge.storage.model_folder import ModelFolder
@@ -137,20 +139,6 @@ def _model_folder(name: str) -> Callable[[Path], Reader]:
 # ------------------------------------------------------------------------ recipes and journals
 
 
-def _recipes() -> list[Recipe]:
-    return [
-        Recipe("task_arithmetic", ("base", "x", "y"), {"weights": np.array([[0.3, 0.7]])}),
-        Recipe(
-            "ties",
-            ("base", "x", "y"),
-            {"weights": np.full((2, 2), 0.5), "density": [0.2, 1.0], "lambda_": [1.0, 1.0]},
-            "segments",
-            np.array([0, 7, 12]),
-            {"compat": "paper"},
-        ),
-    ]
-
-
 def _recipe(_: Path) -> Reader:
     def read(data: bytes) -> None:
         recipe = Recipe.from_json(parse_json_object(data, where="recipe"))
@@ -168,12 +156,13 @@ def _merge_jsons() -> list[bytes]:
             "sources": [
                 {"id": id, "model": f"./none/{id}", "revision": None, "lora": None, "digest": "0"}
                 for id in recipe.sources
+                if not is_made(id)
             ],
             "donor": "base",
             "has_base": True,
             "dtype": "float32",
         }
-        for recipe in _recipes()
+        for recipe in (*plain_recipes(), descendant())
     ]
     bodies[1]["transforms"] = [{"name": "tsv", "of": ["x"], "label": "t", "sources": {"t:0": "1"}}]
     return [json.dumps(body).encode() for body in bodies]
@@ -195,7 +184,7 @@ def _merge_file(suffix: str) -> Callable[[Path], Reader]:
 def _events() -> list[dict[str, Any]]:
     header = {"kind": "header", "format": 1, "tasks": {"low": 2, "high": 2}, "founders": 2}
     events: list[dict[str, Any]] = [header]
-    for number, recipe in enumerate([*_recipes(), *_recipes()]):
+    for number, recipe in enumerate([*plain_recipes(), *plain_recipes()]):
         candidate = Candidate(number, recipe, tuple(range(number)), 0, "founder: mean")
         events.append(asked_event(candidate))
         if number == 3:
@@ -203,6 +192,7 @@ def _events() -> list[dict[str, Any]]:
         else:
             scored = Evaluation(candidate, weights_digest="ab")
             events.append(told_event(scored, [0.1 * number, 0.5], number, "00"))
+    events.append(asked_event(Candidate(4, descendant(), (), 0, "crossover")))
     return events
 
 
@@ -217,11 +207,12 @@ def _journal(place: Path) -> Reader:
         path.write_bytes(data)
         events = read_journal(path)[0]
         check_events(events, path)
+        recipes = JournalRecipes.of_events(events)
         for event in events:
             if event["kind"] == "header":
                 check_header(event, path)
             if event["kind"] == "asked":
-                candidate_of(event, 0)
+                candidate_of(event, 0, recipes)
 
     return read
 
@@ -385,7 +376,7 @@ TARGETS: Mapping[str, Target] = {
     "recipe": Target(
         25,
         _recipe,
-        lambda: [json.dumps(recipe.to_json()).encode() for recipe in _recipes()],
+        lambda: [json.dumps(r.to_json()).encode() for r in (*plain_recipes(), descendant())],
         mutated_json,
     ),
     "merge_json": Target(5, _merge_file(".json"), _merge_jsons, mutated_json),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evomerge.core.ancestry import ancestor_name
 from evomerge.core.arrays import FloatArray, ScoreArray
 from evomerge.core.candidate import Proposal
 from evomerge.core.choice_space import ChoiceSpace, Space
@@ -42,16 +44,24 @@ class LinearProblem:
                 change = np.take_along_axis(deltas, np.abs(deltas).argmax(axis=0)[None], 0)[0]
             changed: FloatArray = self.vectors[0] + recipe.params["lambda_"][0] * change
             return changed
+        models: dict[str, FloatArray] = {}
+        for name, part in recipe.lineage().items():
+            models[name] = self._sum(part, models)
+        return models[ancestor_name(recipe.digest())]
+
+    def _sum(self, recipe: Recipe, ancestors: Mapping[str, FloatArray]) -> FloatArray:
         weights = recipe.params["weights"]
         breaks = [0, self.vectors.shape[1]] if recipe.breaks is None else recipe.breaks
         rows = np.repeat(weights, np.diff(np.asarray(breaks)), axis=0)
-        seeds = (noise_seed(name) for name in recipe.sources)
-        noise = [
-            np.random.Generator(np.random.Philox(key=seed)).normal(size=self.vectors.shape[1])
-            for seed in seeds
-            if seed is not None
-        ]
-        merged: FloatArray = np.einsum("dk,kd->d", rows, np.stack([*self.vectors, *noise]))
+        made: list[FloatArray] = []
+        for name in recipe.sources:
+            seed = noise_seed(name)
+            if seed is not None:
+                stream = np.random.Generator(np.random.Philox(key=seed))
+                made.append(stream.normal(size=self.vectors[0].shape))
+            elif name in ancestors:
+                made.append(ancestors[name])
+        merged: FloatArray = np.einsum("dk,kd->d", rows, np.stack([*self.vectors, *made]))
         return merged
 
     def scores(self, recipe: Recipe) -> dict[str, ScoreArray]:

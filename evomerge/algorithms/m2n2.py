@@ -131,15 +131,18 @@ class M2N2:
         capacity: Worth of an example: "auto" is the best score of any member (1 for solved
             0/1 examples); "one" is 1 for all.
         max_segments: Largest number of segments of a recipe. Beyond it a child's faintest
-            breaks are joined; the recipe still says exactly what was scored.
+            breaks are joined; the recipe still says exactly what was scored. With `mutation` none
+            is: see `max_noise`.
         warm_up: So many proposals are children of two random sources before members breed
             (the paper's warm-up; its code has none).
         mutation: Standard deviation of the noise that is added to every weight of a child, in the
             unit of the weights: evolution from scratch, where the paper has 0.01. 0: none, as
             it should be for models that know something. Recipes then name the seeds of their
             noise, and every merge makes it anew.
-        max_noise: Most seeds of a recipe, at most 32, as each costs a pass over all weights per
-            merge. A child that inherits more loses the weakest (the paper's keep all).
+        max_noise: Most terms of a recipe beside the models, at most 32, as each costs a pass over
+            all weights per merge: seeds of noise, and ancestors. A child that would have more terms
+            (or segments) is one of its two parents, as ancestors that are merged once and then
+            read like models: three terms, and nothing is lost.
     """
 
     needs_span: ClassVar[bool] = True  # the composition root then computes `space.span`
@@ -172,7 +175,7 @@ class M2N2:
         if self.max_noise > MAX_NOISE:
             raise ConfigError(
                 f"algorithm.max_noise is {self.max_noise}, must be at most {MAX_NOISE}: every "
-                "merge makes each noise anew, over all weights"
+                "term is a pass over all weights, and fewer lose nothing"
             )
         choices = (("angle_scope", get_args(AngleScope)), ("capacity", ("auto", "one")))
         for name, known in choices:

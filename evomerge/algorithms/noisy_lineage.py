@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from evomerge.core.ancestry import ancestor_name
+from evomerge.core.arrays import FloatArray
+from evomerge.core.lineage_sketch import LineageSketch
 from evomerge.core.linear_span import (
     LinearSpan,
     Segments,
@@ -25,16 +28,20 @@ MAX_NOISE = 32  # terms of a recipe; each costs a pass over all elements per mer
 class NoisyLineage:
     """From-scratch evolution in coefficients over sources and noise: no weights are touched.
 
-    Noise older than the `max_noise` strongest terms is dropped from a child, as its faintest breaks
-    are: the recipe still says exactly what is scored.
+    Members are their recipes. Nothing of a lineage is ever lost: a child that would inherit too
+    many terms or segments gets a recipe over its two parents instead, as ancestors that are
+    computed once and then read like models (the rebase rule). The angle of members with ancestors
+    is approximate, see `core.lineage_sketch`; what their recipes say is not.
 
     Attributes:
         span: Geometry of the sources.
         sigma: Standard deviation of what is added to every weight of a child.
-        max_noise: Most noise terms of a child.
+        max_noise: Most terms of noise and ancestors, but for the three of a child of ancestors.
         split_point: See `SpanLineage`.
         is_global: Measure the parents' angle over the whole vector; else on each side.
-        max_segments: See `SpanLineage`.
+        max_segments: Most segments of a child.
+
+    Source: spec algorithms.md §11 (rebase rule).
     """
 
     span: LinearSpan
@@ -43,62 +50,73 @@ class NoisyLineage:
     split_point: bool = True
     is_global: bool = True
     max_segments: int = 256
+    _checked: set[str] = field(default_factory=set, init=False)  # ancestors that can be read
 
-    def cross(self, a: NoisySegments, b: NoisySegments, rng: np.random.Generator) -> NoisySegments:
+    def cross(self, a: Recipe, b: Recipe, rng: np.random.Generator) -> Recipe:
         """Return slerp_w(a, b) before the split, slerp_{1-w}(a, b) after it, plus noise."""
         k, end, space = len(self.span.sources), self.span.n_elements, NoisySpan(self.span)
         w = rng.random()
         split = self.span.snap(int(rng.integers(end))) if self.split_point else end
-        seed = int(rng.integers(2**64, dtype=np.uint64))
-        noise = tuple(dict.fromkeys((*a.noise, *b.noise)))
-        x, y = on_common_breaks(a.over(noise, k), b.over(noise, k), split)
+        noise = noise_name(int(rng.integers(2**64, dtype=np.uint64)))
+        one, other = space.read(a), space.read(b)
+        assert one is not None
+        assert other is not None
+        made = tuple(dict.fromkeys((*one.made, *other.made)))
+        x, y = on_common_breaks(one.over(made, k), other.over(made, k), split)
+
+        def angle(start: int = 0, stop: int | None = None) -> float:
+            if a.ancestors or b.ancestors:
+                return self._sketch.angle(a, b, start, stop)
+            return space.angle(x, y, start, stop)
+
         if self.is_global or split in (0, end):
-            before = after = space.angle(x, y)
+            before = after = angle()
         else:
-            before = space.angle(x, y, 0, split)
-            after = space.angle(x, y, split, end)
+            before, after = angle(0, split), angle(split, end)
         left, right = slerp_weights(w, before), slerp_weights(1.0 - w, after)
         child = split_crossover(x, y, split, left, right)
-        kept = space.without_faint(NoisySegments(child, noise), self.max_noise - 1)
-        return self._mutated(kept, noise_name(seed))
+        ancestors = {**a.ancestors, **b.ancestors}
+        if len(made) >= self.max_noise or len(child.coefficients) > self.max_segments:
+            ancestors = {ancestor_name(parent.digest()): parent for parent in (a, b)}
+            made = tuple(ancestors)
+            x, y = self._alone(k, made[0], made), self._alone(k, made[-1], made)
+            child = split_crossover(x, y, split, left, right)
+        rows = self._mutated(child.coefficients)
+        model = NoisySegments(Segments(child.breaks, rows), (*made, noise))
+        return space.recipe(model, ancestors)
 
-    def _mutated(self, model: NoisySegments, name: str) -> NoisySegments:
-        segments = self._few(model)
-        new = np.full((len(segments.coefficients), 1), self.sigma)
-        rows = np.concatenate((segments.coefficients, new), axis=1)
-        return NoisySegments(Segments(segments.breaks, rows), (*model.noise, name))
+    @cached_property
+    def _sketch(self) -> LineageSketch:
+        return LineageSketch(self.span)
 
-    def _few(self, model: NoisySegments) -> Segments:
-        """Return segments of which those that differ least in the sources are joined."""
-        segments, k = model.segments, len(self.span.sources)
-        if len(segments.coefficients) <= self.max_segments:
-            return segments
-        models = Segments(segments.breaks, segments.coefficients[:, :k])
-        breaks = self.span.simplify(models, self.max_segments).breaks
-        starts = segments.breaks.searchsorted(breaks[:-1])
-        lengths = np.diff(segments.breaks).astype(np.float64)
-        sums = np.add.reduceat(segments.coefficients * lengths[:, None], starts, axis=0)
-        return Segments(breaks, sums / np.diff(breaks)[:, None])
+    def _alone(self, k: int, name: str, made: tuple[str, ...]) -> Segments:
+        """Return one of the `made` terms, by itself."""
+        row = np.zeros((1, k + len(made)))
+        row[0, k + made.index(name)] = 1.0
+        return Segments(np.array([0, self.span.n_elements]), row)
 
-    def warm_up(self, rng: np.random.Generator) -> NoisySegments:
+    def _mutated(self, rows: FloatArray) -> FloatArray:
+        return np.concatenate((rows, np.full((len(rows), 1), self.sigma)), axis=1)
+
+    def warm_up(self, rng: np.random.Generator) -> Recipe:
         """Return a child of two different sources, or a mutated copy of the only one."""
-        k = len(self.span.sources)
+        k, space = len(self.span.sources), NoisySpan(self.span)
         first, second = rng.permutation(k)[:2] if k > 1 else (0, 0)
-        a, b = (NoisySegments(self.span.single(int(i))) for i in (first, second))
+        a, b = (space.recipe(NoisySegments(self.span.single(int(i)))) for i in (first, second))
         return self.cross(a, b, rng)
 
-    def key(self, genome: NoisySegments) -> bytes:
-        """Return a digest of breaks, coefficients and noise."""
-        segments = genome.segments
-        hasher = hashlib.blake2b(segments.breaks.tobytes(), digest_size=16)
-        hasher.update(segments.coefficients.tobytes())
-        hasher.update(" ".join(genome.noise).encode())
-        return hasher.digest()
+    def key(self, genome: Recipe) -> bytes:
+        """Return the recipe's digest."""
+        return genome.digest().encode()
 
-    def recipe(self, genome: NoisySegments) -> Recipe:
-        """Return the recipe that computes a member."""
-        return NoisySpan(self.span).recipe(genome)
+    def recipe(self, genome: Recipe) -> Recipe:
+        """Return the recipe that computes a member: itself."""
+        return genome
 
-    def member(self, recipe: Recipe) -> NoisySegments | None:
-        """Return a recipe as a member; None when it is not in the span."""
-        return NoisySpan(self.span).read(recipe)
+    def member(self, recipe: Recipe) -> Recipe | None:
+        """Return a recipe as a member; None when it, or an ancestor, is not in the span."""
+        space, found = NoisySpan(self.span), recipe.closure(self._checked)
+        if any(space.read(part) is None for part in (*found.values(), recipe)):
+            return None
+        self._checked.update(found)
+        return recipe

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from evomerge.config.cache import usable_cache
 from evomerge.config.construct import describe
 from evomerge.config.mergekit_slices import read_slices
 from evomerge.config.mergekit_yaml import read_mergekit
@@ -36,6 +37,8 @@ from evomerge.export import (
     export_adapter,
     export_candidate,
 )
+from evomerge.merging.ancestor_store import AncestorStore
+from evomerge.merging.derived import Derived
 from evomerge.merging.materialize import build_operators
 
 
@@ -90,7 +93,8 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
         recipe=recipe,
         space=models.space,
         sources=models.sources,
-        derived=None,
+        # Ancestors are kept on disk meanwhile: those of one large tensor may not fit the memory.
+        derived=Derived(ancestors=AncestorStore(usable_cache(None))) if recipe.named else None,
         donor=models.donor,
         card=card,
         config=models.config,

@@ -21,6 +21,7 @@ from evomerge.core.pareto import ParetoFront, frozen_reference
 from evomerge.errors import ConfigError, JournalError, RunError
 from evomerge.evaluation.http_client import Usage, logged_usage
 from evomerge.search.events import Event, candidate_of
+from evomerge.search.journal_recipes import JournalRecipes
 from evomerge.seeding import generator
 from evomerge.storage.journal_events import check_events
 from evomerge.storage.run_store import RunFolder, check_header
@@ -48,6 +49,7 @@ class RunResults:
         events = list(folder.read_events() if events is None else events)
         self.header = check_header(events.pop(0), folder.journal) if events else {}
         self.asked: dict[int, Event] = {int(e["id"]): e for e in events if e["kind"] == "asked"}
+        self._recipes = JournalRecipes.of_events(self.asked.values())
         self.told: list[Event] = [e for e in events if e["kind"] == "told"]
         unknown = next((e["id"] for e in self.told if e["id"] not in self.asked), None)
         if unknown is not None:
@@ -155,7 +157,7 @@ class RunResults:
         if candidate_id not in self.asked:
             known = f"0 to {max(self.asked)}" if self.asked else "none yet"
             raise ConfigError(f"{self._named(candidate_id)} does not exist (there are {known})")
-        return candidate_of(self.asked[candidate_id], self.config.seed)
+        return candidate_of(self.asked[candidate_id], self.config.seed, self._recipes)
 
     @property
     def front_is_feasible(self) -> bool:

@@ -1,20 +1,23 @@
 """Recipe: the tiny object that says exactly how a merged model is computed.
 
-A recipe is flat: it names sources (base, experts, later also cached transforms and
-materialised ancestors), never other candidates. See docs/decisions/0001-flat-recipes.md.
+A recipe is flat: it names sources (base, experts, cached transforms, noise). Only where evolution
+from scratch would make it too long does it name earlier candidates instead (`core.ancestry`).
+See docs/decisions/0001-flat-recipes.md.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, SupportsIndex
 
 import numpy as np
 
+from evomerge.core.ancestry import ancestor_name, is_ancestor, oldest_first
 from evomerge.core.arrays import FloatArray, IntArray
 from evomerge.errors import ConfigError
 
@@ -39,6 +42,8 @@ class Recipe:
         breaks: (S + 1,) element offsets in the flattened parameter order, from 0 to
             the number of merged elements; None unless grouping is "segments".
         settings: Constructor keywords of the operator that are not searched.
+        ancestors: Source -> its recipe, for the sources that are ancestors; others are dropped. A
+            recipe that is only looked at may lack some. No part of the digest: the ids are digests.
     """
 
     operator: str
@@ -47,6 +52,7 @@ class Recipe:
     grouping: str = "global"
     breaks: IntArray | None = None
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    ancestors: Mapping[str, Recipe] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Normalise arrays and refuse anything that is not a finite, consistent recipe."""
@@ -83,14 +89,60 @@ class Recipe:
         object.__setattr__(self, "params", params)
         object.__setattr__(self, "settings", dict(sorted(self.settings.items())))
         object.__setattr__(self, "sources", tuple(self.sources))
+        own = {name: self.ancestors[name] for name in self.named if name in self.ancestors}
+        for name, recipe in own.items():
+            if ancestor_name(recipe.digest()) != name:
+                raise ConfigError(f"recipe: what is given as {name} is {recipe.digest()}")
+        object.__setattr__(self, "ancestors", own)
+
+    @cached_property
+    def named(self) -> tuple[str, ...]:
+        """The sources that are ancestors."""
+        return tuple(source for source in self.sources if is_ancestor(source))
 
     @property
     def n_groups(self) -> int:
         """Number of rows each parameter has (1 when there are no parameters)."""
         return next((value.shape[0] for value in self.params.values()), 1)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping; floats keep all their bits through `repr`."""
+    def closure(self, known: Container[str] = ()) -> dict[str, Recipe]:
+        """Return id -> recipe of all ancestors and theirs, the oldest first.
+
+        Args:
+            known: Ids to leave out, with what only they need.
+
+        Raises:
+            ConfigError: A recipe is missing.
+        """
+        found: dict[str, Recipe] = {}
+
+        def needs(recipe: Recipe) -> list[str]:
+            names = [name for name in recipe.named if name not in known]
+            for name in names:
+                if name not in recipe.ancestors:
+                    raise ConfigError(f"recipe: the recipe of {name} is missing")
+                found[name] = recipe.ancestors[name]
+            return names
+
+        order = oldest_first(needs(self), lambda name: needs(found[name]))
+        return {name: found[name] for name in order}
+
+    def lineage(self, known: Container[str] = ()) -> dict[str, Recipe]:
+        """Return `closure` and the recipe itself, by the id it has as an ancestor."""
+        return self.closure(known) | {ancestor_name(self.digest()): self}
+
+    def to_json(self, held: Container[str] = ()) -> dict[str, Any]:
+        """Return a JSON-ready mapping; floats keep all their bits through `repr`.
+
+        Args:
+            held: Ids of ancestors whose recipes the reader has already. Without any the mapping
+                stands alone.
+        """
+        ancestors = {name: recipe.body() for name, recipe in self.closure(held).items()}
+        return self.body() | ({"ancestors": ancestors} if ancestors else {})
+
+    def body(self) -> dict[str, Any]:
+        """Return `to_json` without ancestors."""
         body: dict[str, Any] = {
             "format": FORMAT,
             "operator": self.operator,
@@ -105,12 +157,58 @@ class Recipe:
         return body
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    def from_json(
+        cls,
+        body: Mapping[str, Any],
+        *,
+        where: str = "recipe",
+        known: Mapping[str, Recipe] = MappingProxyType({}),
+        shallow: bool = False,
+    ) -> Recipe:
         """Read what `to_json` wrote.
 
+        Args:
+            body: The mapping.
+            where: For messages.
+            known: Id -> recipe of ancestors that `body` need not have.
+            shallow: Leave ancestors out: the recipe is only looked at.
+
         Raises:
-            ConfigError: A key is missing, unknown or has the wrong type; names `where`.
+            ConfigError: A key is missing, unknown or has the wrong type, an ancestor is missing
+                or is not the one its id says; names `where`.
         """
+        bodies = body.get("ancestors", {}) if isinstance(body, Mapping) else {}
+        if not isinstance(bodies, Mapping):
+            raise ConfigError(f"{where}: ancestors must be a mapping")
+        own = body
+        if isinstance(body, Mapping) and "ancestors" in body:
+            own = {key: value for key, value in body.items() if key != "ancestors"}
+        recipe = cls._of_body(own, where)
+        if shallow or not recipe.named:
+            return recipe
+        read: dict[str, Recipe] = {}
+
+        def needs(name: str) -> tuple[str, ...]:
+            if name in known:
+                read[name] = known[name]
+                return ()
+            if name not in bodies:
+                raise ConfigError(f"{where}: the recipe of {name} is missing from `ancestors`")
+            if name not in read:
+                read[name] = cls._of_body(bodies[name], f"{where}: ancestors.{name}")
+            return read[name].named
+
+        try:
+            for name in oldest_first(recipe.named, needs):
+                if name not in known:
+                    read[name] = replace(read[name], ancestors=read)
+            return replace(recipe, ancestors=read)
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
+
+    @classmethod
+    def _of_body(cls, body: Mapping[str, Any], where: str) -> Recipe:
         known = {"format", "operator", "sources", "grouping", "params", "breaks", "settings"}
         if not isinstance(body, Mapping):
             raise ConfigError(f"{where}: expected a mapping, got {type(body).__name__}")
@@ -146,6 +244,12 @@ class Recipe:
         microseconds instead of a millisecond.
         """
         return self._digest
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Pickle ancestors side by side: one within the other, they would exhaust the stack."""
+        if self.ancestors:
+            return Recipe.from_json, (self.to_json(),)
+        return super().__reduce_ex__(protocol)
 
     @cached_property
     def _digest(self) -> str:

@@ -263,10 +263,16 @@ def _group_sizes(recipe: Recipe, space: ModelSpace) -> FloatArray:
 
 
 def _recipe(recipe: Recipe) -> str:
-    text = yaml.safe_dump(recipe.to_json(), sort_keys=False, default_flow_style=None, width=96)
+    text = yaml.safe_dump(recipe.body(), sort_keys=False, default_flow_style=None, width=96)
+    shown = f"```yaml\n{text}```"
     if text.count("\n") > _MAX_RECIPE_LINES:
-        return "## Recipe\n\nToo long to print here; see `recipe.json`."
-    return f"## Recipe\n\n```yaml\n{text}```"
+        shown = "Too long to print here; see `recipe.json`."
+    if recipe.named:
+        shown += (
+            "\n\n`ancestor:` and a recipe's digest is the model of an earlier candidate of the "
+            f"search, in float32; `recipe.json` has the recipes of all {len(recipe.closure())}."
+        )
+    return f"## Recipe\n\n{shown}"
 
 
 def _reproduce(facts: CardFacts, digest: str, mergekit: str | None, reason: str) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evomerge.core.ancestry import is_made
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
-from evomerge.core.noise import noise_seed
 from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError
@@ -39,7 +39,7 @@ class AdapterChange:
         """
         self._operators = build_operators(recipe, space)
         self._roles = assign_roles(recipe, space)
-        if any(noise_seed(source) is not None for source in recipe.sources):
+        if any(map(is_made, recipe.sources)):
             raise ConfigError(
                 "the recipe adds noise to every weight, which is no adapter; export the full model"
             )

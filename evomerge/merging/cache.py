@@ -25,6 +25,10 @@ class CacheEntry(Protocol):
         """Keep CPU tensors for `item`; a reader sees all of them or none."""
         ...
 
+    def remove(self) -> bool:
+        """Remove the entry unless others use it; return whether it is gone. Views of it stay."""
+        ...
+
 
 class TensorCache(Protocol):
     """A store of results, each under the description of what it was computed from."""

@@ -21,6 +21,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.tensor_names import place
 from evomerge.errors import ConfigError
+from evomerge.merging.ancestor_store import AncestorStore
 from evomerge.merging.cache import TensorCache
 from evomerge.merging.cached import (
     Statistic,
@@ -55,6 +56,7 @@ class Derived:
         tables: Quantile tables, computed when they are first asked for; None without a cache.
         codes: Rank codes as far as they are prepared; None without a cache.
         variances: Tables of variances, computed when first asked for; None without a cache.
+        ancestors: Tensors of candidates that later recipes name as sources.
     """
 
     grams: Mapping[str, FloatArray] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Derived:
     tables: TaskVectorStatistic | None = None
     codes: TaskVectorStatistic | None = None
     variances: VarianceTables | None = None
+    ancestors: AncestorStore = field(default_factory=AncestorStore)
     # Tables looked at so far: views, whose numbers `tables` holds anyway.
     _known: dict[tuple[str, str], QuantileTable] = field(default_factory=dict, init=False)
 
@@ -120,8 +123,9 @@ class Derived:
                 if value.shape != (k, k):
                     raise ConfigError(f"{key} is {value.shape}, expected {(k, k)}")
                 grams[key.removeprefix(_GRAM)] = np.asarray(value, dtype=np.float64)
+        ancestors = AncestorStore(cache)
         if not space.has_base:
-            return cls(grams)
+            return cls(grams, ancestors=ancestors)
         thresholds = GlobalThresholds(space, sources, cache)
         if cache is None:
             return cls(grams, thresholds)
@@ -131,6 +135,7 @@ class Derived:
             quantile_tables(space, sources, cache),
             row_rank_codes(space, sources, cache),
             VarianceTables(space, sources, cache),
+            ancestors,
         )
 
 
@@ -225,4 +230,5 @@ def derive_for(
         tables if isinstance(tables, TaskVectorStatistic) else None,
         codes if isinstance(codes, TaskVectorStatistic) else None,
         variances if isinstance(variances, VarianceTables) else None,
+        AncestorStore(cache),
     )

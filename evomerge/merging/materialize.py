@@ -17,12 +17,12 @@ from evomerge.core.model_space import ModelSpace, SpaceTensor
 from evomerge.core.recipe import Recipe
 from evomerge.core.tensor_names import count_layers
 from evomerge.errors import ConfigError, EvaluationError, nearest
+from evomerge.merging.ancestor_source import with_made
 from evomerge.merging.apart import empty_apart
 from evomerge.merging.derived import Derived, derive_for
 from evomerge.merging.fused import MIN_ELEMENTS, WeightedSum, cast, weighted_sum
 from evomerge.merging.grams import change_basis
 from evomerge.merging.low_rank import LowRank, read_factors
-from evomerge.merging.noise_source import with_noise
 from evomerge.merging.operator import (
     FiniteResults,
     GlobalThreshold,
@@ -96,11 +96,12 @@ def materialize(
     operators = operators or build_operators(recipe, space)
     _check_names(names, space)
     cls = merge_operators.get(recipe.operator)
+    derived = derive_for(cls, space, sources) if derived is None else derived
     job = _Job(
         recipe,
         space,
-        with_noise(sources, recipe, space),
-        derive_for(cls, space, sources) if derived is None else derived,
+        with_made(sources, recipe, space, derived.ancestors),
+        derived,
         assign_roles(recipe, space),
         torch.device(device),
         bool(getattr(cls, "needs_gram", False)),

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.core import tensor_names
+from evomerge.core.ancestry import is_made
 from evomerge.core.arrays import FloatArray
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace
-from evomerge.core.noise import noise_seed
 from evomerge.core.recipe import SEGMENTS, Recipe
 from evomerge.core.tensor_names import place
 from evomerge.merging.arcee_fusion import ArceeFusion
@@ -130,7 +130,7 @@ def _config(
         raise _NotSayableError("the recipe changes weights inside tensors (split points)")
     if layer_scales(recipe.params):
         raise _NotSayableError("mergekit cannot scale the merged task vector by layer (LiNeS)")
-    if any(noise_seed(source) is not None for source in recipe.sources):
+    if any(map(is_made, recipe.sources)):
         raise _NotSayableError("mergekit cannot add seeded noise")
     made = next((source for source in recipe.sources if source not in model_refs), None)
     if made is not None:

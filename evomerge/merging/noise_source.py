@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from functools import cache
 from statistics import NormalDist
 
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec
 from evomerge.core.noise import noise_seed
-from evomerge.core.recipe import Recipe
 from evomerge.errors import SourceError, nearest
+from evomerge.merging.ancestor_store import AncestorStore
 from evomerge.merging.philox import random_halves
-from evomerge.merging.source import TensorSource
 
 _VALUES = 1 << 16
+_SIZE = 4  # bytes of a number
 
 
 @cache
@@ -46,8 +45,14 @@ def philox_normal(key: int, n: int, *, start: int = 0) -> Tensor:
 class NoiseSource:
     """Standard normal numbers in the shapes of a space's merged tensors."""
 
-    def __init__(self, id: str, space: ModelSpace) -> None:
-        """Args: id: ``noise:<16 hex digits>``; space: whose merged tensors it has.
+    def __init__(self, id: str, space: ModelSpace, store: AncestorStore | None = None) -> None:
+        """Say which noise it is; nothing is made yet.
+
+        Args:
+            id: ``noise:<16 hex digits>``.
+            space: Whose merged tensors it has.
+            store: Where small tensors are kept, as most noise of a candidate is its parents'; large
+                ones are made where they are read, by the stretch.
 
         Raises:
             SourceError: The id names no noise.
@@ -57,6 +62,7 @@ class NoiseSource:
             raise SourceError(f"{id!r} names no noise; expected noise: and 16 hex digits")
         self.id = id
         self._seed = seed
+        self._store = store
         self._specs = {
             tensor.spec.name: TensorSpec(tensor.spec.name, "F32", tensor.spec.shape)
             for tensor in space.merged
@@ -79,7 +85,12 @@ class NoiseSource:
             SourceError: There is no such tensor.
         """
         spec = self._spec(name)
-        return philox_normal(self._key(name), spec.n_elements).reshape(spec.shape)
+        store = self._store if self._is_small(spec) else None
+        kept = None if store is None else store.find(self.id, name, _SIZE * spec.n_elements)
+        if kept is not None:
+            return kept
+        made = philox_normal(self._key(name), spec.n_elements).reshape(spec.shape)
+        return made if store is None else store.keep(self.id, name, made)
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, (stop - start,) float32.
@@ -87,11 +98,16 @@ class NoiseSource:
         Raises:
             SourceError: There is no such tensor.
         """
-        self._spec(name)
+        spec = self._spec(name)
+        if self._is_small(spec):
+            return self.read(name).reshape(-1)[start:stop]
         return philox_normal(self._key(name), stop - start, start=start)
 
     def exact_delta(self, name: str) -> None:
         """Return None: noise is no task vector."""
+
+    def _is_small(self, spec: TensorSpec) -> bool:
+        return self._store is not None and _SIZE * spec.n_elements < self._store.least_bytes
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self._specs:
@@ -101,13 +117,3 @@ class NoiseSource:
     def _key(self, name: str) -> int:
         text = f"{self._seed:016x}:{name}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def with_noise(
-    sources: Mapping[str, TensorSource], recipe: Recipe, space: ModelSpace
-) -> Mapping[str, TensorSource]:
-    """Return sources by id, the noise that a recipe names among them."""
-    noise = [name for name in recipe.sources if noise_seed(name) is not None]
-    if not noise:
-        return sources
-    return {**sources, **{name: NoiseSource(name, space) for name in noise}}

@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from evomerge.core.ancestry import is_made
 from evomerge.core.arrays import FloatArray, IntArray
 from evomerge.core.genes import gene_fields
 from evomerge.core.grouping import assign_groups
 from evomerge.core.model_space import ModelSpace, SpaceTensor
-from evomerge.core.noise import noise_seed
 from evomerge.core.recipe import SEGMENTS, Recipe, Setting
 from evomerge.errors import ConfigError
 from evomerge.merging.layer_scale import LayerScale, LayerScaled, layer_scales, own_params
@@ -46,15 +46,18 @@ def assign_roles(recipe: Recipe, space: ModelSpace) -> Roles:
     """Return base and experts; the base counts as such only when the recipe starts with it.
 
     Raises:
-        ConfigError: A source is unknown or repeats, there is only a base, or noise in a merge that
-            is not linear.
+        ConfigError: A source is unknown or repeats, there is only a base, an ancestor's recipe is
+            missing, or there is noise or an ancestor in a merge that is not linear.
     """
-    noise = [name for name in recipe.sources if noise_seed(name) is not None]
-    if noise and recipe.operator != "linear":
+    made = [name for name in recipe.sources if is_made(name)]
+    if made and recipe.operator != "linear":
         raise ConfigError(
-            f"recipe: {noise[0]!r} can be added by 'linear' only, not by {recipe.operator!r}"
+            f"recipe: {made[0]!r} can be added by 'linear' only, not by {recipe.operator!r}"
         )
-    unknown = [name for name in recipe.sources if name not in (*space.sources, *noise)]
+    lost = [name for name in recipe.named if name not in recipe.ancestors]
+    if lost:
+        raise ConfigError(f"recipe: the recipe of {lost[0]!r} is missing from `ancestors`")
+    unknown = [name for name in recipe.sources if name not in (*space.sources, *made)]
     if unknown:
         raise ConfigError(
             f"recipe: {unknown[0]!r} is not a source; the models are {', '.join(space.sources)}"
@@ -115,6 +118,18 @@ def build_operators(recipe: Recipe, space: ModelSpace) -> list[MergeOperator]:
         _build_one(cls, params, recipe.settings, row, label) for row, label in enumerate(labels)
     ]
     return _scaled(operators, scales)
+
+
+def check_ancestor(recipe: Recipe, space: ModelSpace) -> None:
+    """Raise ConfigError unless a recipe may be an ancestor: a weighted sum that fits the models."""
+    is_plain = recipe.operator == "linear" and dict(recipe.settings) == {"normalize": False}
+    is_whole = recipe.breaks is not None or recipe.grouping == "global"
+    if not is_plain or not is_whole or set(recipe.params) != {"weights"}:
+        raise ConfigError(
+            f"recipe: ancestor {recipe.digest()} is no weighted sum of the whole models or of "
+            "segments (linear, normalize: false), and no other merge can be an ancestor"
+        )
+    build_operators(recipe, space)
 
 
 def _check_sources(cls: Any, recipe: Recipe, roles: Roles) -> None:

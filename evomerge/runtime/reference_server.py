@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from evomerge.core.noise import noise_seed
+from evomerge.core.ancestry import is_made
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, EvomergeError, first_line
 from evomerge.evaluation.installs import INSTALL_PATH, PROTOCOL, VERSION_PATH
@@ -110,7 +110,8 @@ class ReferenceServer:
     def _install(self, body: dict[str, Any]) -> dict[str, Any]:
         self._version = None  # until it is done: a failed install leaves no model to ask
         recipe = Recipe.from_json(body.get("recipe", {}), where="recipe")
-        named = {source for source in recipe.sources if noise_seed(source) is None}
+        recipes = (recipe, *recipe.closure().values())
+        named = {source for part in recipes for source in part.sources if not is_made(source)}
         unknown = sorted(named - set(self._sources))
         if unknown:
             raise EvaluationError(f"recipe: source {unknown[0]!r} is not held here")

@@ -13,27 +13,36 @@ Events hold nothing that differs between two runs of one seed: no times, hosts o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from evomerge.core.arrays import IntArray
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, JournalError
+from evomerge.search.journal_recipes import JournalRecipes
 from evomerge.seeding import derive
 
 Event = Mapping[str, Any]
 
 
-def asked_event(candidate: Candidate, examples: IntArray | None = None) -> dict[str, Any]:
-    """Return the event that a candidate was proposed, for some examples or (None) for all."""
+def asked_event(
+    candidate: Candidate, examples: IntArray | None = None, held: Container[str] = ()
+) -> dict[str, Any]:
+    """Return the event that a candidate was proposed.
+
+    Args:
+        candidate: What was proposed.
+        examples: (n,) those it is to be scored on; None: all.
+        held: Ids of ancestors whose recipes the journal has already.
+    """
     event: dict[str, Any] = {
         "kind": "asked",
         "id": candidate.id,
         "digest": candidate.recipe.digest(),
         "origin": candidate.origin,
         "parents": list(candidate.parents),
-        "recipe": candidate.recipe.to_json(),
+        "recipe": candidate.recipe.to_json(held),
     }
     if examples is not None:
         event["examples"] = examples_digest(examples)
@@ -81,14 +90,24 @@ def told_event(
     }
 
 
-def candidate_of(event: Event, seed: int) -> Candidate:
+def candidate_of(event: Event, seed: int, recipes: JournalRecipes | None = None) -> Candidate:
     """Return the candidate of an ``asked`` event.
 
+    Args:
+        event: The event.
+        seed: Of the run.
+        recipes: The journal's recipes; None for a candidate that is only looked at, whose
+            recipe lacks its ancestors.
+
     Raises:
-        JournalError: The event does not hold a valid recipe.
+        JournalError: The event does not hold a valid recipe, or an ancestor's is lost.
     """
     try:
-        recipe = Recipe.from_json(event["recipe"], where=f"journal: candidate {event['id']}")
+        where = f"journal: candidate {event['id']}"
+        if recipes is None:
+            recipe = Recipe.from_json(event["recipe"], where=where, shallow=True)
+        else:
+            recipe = recipes.read(event["recipe"], where)
         return Candidate(
             int(event["id"]),
             recipe,

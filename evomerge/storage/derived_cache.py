@@ -202,6 +202,12 @@ class FolderEntry:
             os.close(self._lock)
             self._lock = None
 
+    def remove(self) -> bool:
+        """Remove the entry unless another one has a claim on it; return whether it is gone."""
+        self.close()
+        self._cache.claimed.discard(self.folder)
+        return self._cache.remove(self.folder)
+
     def __del__(self) -> None:
         """Give up the claim with the object."""
         self.close()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.algorithms.noisy_lineage import NoisyLineage
 from evomerge.core.linear_span import LinearSpan, Segments
 from evomerge.core.noise import noise_name, noise_seed
 from evomerge.core.noisy_span import NoisySegments, NoisySpan
@@ -29,7 +28,7 @@ NOISE = {name: generator(noise_seed(name) or 0, "n").standard_normal(N) for name
 
 def weights(model):
     """(N,) what a model computes, with other normal numbers for its noise."""
-    rows = [*VECTORS, *(NOISE[name] for name in model.noise)]
+    rows = [*VECTORS, *(NOISE[name] for name in model.made)]
     total = np.zeros(N)
     breaks = model.segments.breaks
     for row, start, stop in zip(model.segments.coefficients, breaks[:-1], breaks[1:], strict=True):
@@ -48,33 +47,6 @@ def test_angles_agree_with_those_of_the_weights():
         wanted = np.arccos(u @ v / np.sqrt((u @ u) * (v @ v)))
         assert space.angle(x, y, start, stop) == pytest.approx(wanted, abs=0.02)
     assert space.angle(x, x) == pytest.approx(0.0, abs=1e-7)
-
-
-def test_a_child_has_the_noise_of_both_parents_and_its_own():
-    lineage = NoisyLineage(span=SPAN, sigma=0.01)
-    rng = generator(3)
-    a, b = lineage.warm_up(rng), lineage.warm_up(rng)
-    child = lineage.cross(a, b, rng)
-    assert child.noise[:2] == (*a.noise, *b.noise)
-    assert len(set(child.noise)) == 3
-    assert (child.segments.coefficients[:, -1] == 0.01).all()
-    read = lineage.member(lineage.recipe(child))
-    assert read is not None
-    assert lineage.key(read) == lineage.key(child)
-
-
-def test_only_the_strongest_noise_and_breaks_are_kept():
-    lineage = NoisyLineage(span=SPAN, sigma=0.01, max_noise=4, max_segments=3)
-    rng = generator(4)
-    members = [lineage.warm_up(rng) for _ in range(6)]
-    for _ in range(40):
-        a, b = (members[int(i)] for i in rng.permutation(6)[:2])
-        members[int(rng.integers(6))] = child = lineage.cross(a, b, rng)
-        assert len(child.noise) <= 4
-        assert len(child.segments.coefficients) <= 3
-        assert (child.segments.coefficients[:, -1] == 0.01).all()
-    strong = NoisySegments(Segments(np.array([0, N]), np.array([[1.0, 0.0, 0.2, 0.5]])), (A, B))
-    assert NoisySpan(SPAN).without_faint(strong, 1).noise == (B,)
 
 
 def test_other_recipes_are_no_members():

@@ -11,6 +11,7 @@ from evomerge.core.model_space import SourceHeader, TensorSpec, align
 from evomerge.core.noise import noise_name, noise_seed
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, SourceError
+from evomerge.merging.ancestor_store import AncestorStore
 from evomerge.merging.materialize import materialize
 from evomerge.merging.noise_source import NoiseSource, normal_table, philox_normal
 
@@ -119,3 +120,14 @@ def test_noise_goes_with_linear_only():
         list(materialize(wrong, SPACE, SOURCES))
     with pytest.raises(ConfigError, match="is not a source"):
         list(materialize(recipe([[1.0, 0.0, 0.1]], noise=("noise:7",)), SPACE, SOURCES))
+
+
+def test_small_noise_is_kept_with_the_same_bits():
+    store = AncestorStore(least_bytes=4 * 37 + 1)
+    plain, kept = NoiseSource(NOISE[0], SPACE), NoiseSource(NOISE[0], SPACE, store)
+    for name in SHAPES:
+        for _ in range(2):
+            assert torch.equal(kept.read(name), plain.read(name))
+            assert torch.equal(kept.read_range(name, 3, 11), plain.read_range(name, 3, 11))
+    assert kept.read("b.weight") is kept.read("b.weight")
+    assert kept.read("a.weight") is not kept.read("a.weight")

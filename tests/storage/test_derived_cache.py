@@ -205,6 +205,19 @@ def test_entries_in_use_stay_and_the_error_says_what_to_do(tmp_path):
     assert used.read("v") is not None
 
 
+def test_an_entry_is_removed_unless_another_one_is_in_use(tmp_path):
+    one, other = (DerivedCache(tmp_path).entry("grams", {"n": 1}) for _ in range(2))
+    one.write("x", {"a": torch.ones(3)})
+    found = other.read("x")
+    assert found is not None
+    assert not one.remove()
+    assert one.read("x") is not None
+    one.close()
+    assert other.remove()
+    assert one.read("x") is None
+    assert torch.equal(found["a"], torch.ones(3))
+
+
 def test_the_budget_holds_where_nothing_is_written(tmp_path):
     for expert in ("old", "new"):
         entry_of(tmp_path, expert=expert).write("w", {"x": torch.zeros(25_000)})

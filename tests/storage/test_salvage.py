@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.core.ancestry import ancestor_name
 from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.recipe import Recipe
 from evomerge.errors import RunError
@@ -123,6 +124,35 @@ def test_without_a_header_nothing_is_guessed(whole, damaged):
     lines = whole.journal.read_bytes().splitlines(keepends=True)
     with pytest.raises(RunError, match="line 1, the header, is missing or damaged"):
         salvage(damaged(journal=b"".join(lines[1:])))
+
+
+def test_results_outlive_the_line_of_an_ancestor(tmp_path):
+    """A recipe's digest holds its ancestors': it is proposed again as it was, or not at all."""
+    lines = [candidate(0)]
+    for number in (1, 2):
+        name = ancestor_name(lines[-1].recipe.digest())
+        ancestors = {name: lines[-1].recipe}
+        row = {"weights": np.ones((1, 2))}
+        recipe = Recipe("linear", ("x", name), row, ancestors=ancestors)
+        lines.append(Candidate(number, recipe))
+    folder = RunFolder(tmp_path / "run")
+    folder.create({"config.yaml": b"name: x\n", "sources.json": b"[]"})
+    store = RunStore(folder, header=HEADER, tasks=TASKS)
+    held: set[str] = set()
+    for item in lines:
+        store.append(asked_event(item, held=held))
+        held.update(item.recipe.lineage(held))
+        done = Evaluation(item, scores(item.id), None, "w")
+        row, digest = store.append_scores(done.flat_scores())
+        store.append(told_event(done, [1.0], row, digest))
+    store.close()
+    journal = folder.journal.read_bytes().splitlines(keepends=True)
+    assert b'"ancestors"' not in b"".join(journal)
+    journal[3] = journal[3].replace(b'"asked"', b'"asket"')  # of candidate 1
+    folder.journal.write_bytes(b"".join(journal))
+    found = salvage(folder)
+    assert (found.kept, found.waiting, found.lost) == (1, 1, 1)
+    assert parked_in(found.files)[2]["recipe"] == lines[2].recipe.digest()
 
 
 @settings(max_examples=40, deadline=None)
