@@ -67,11 +67,26 @@ class Digits:
 
     def predictions(self, weights: Weights) -> NDArray[np.intp]:
         """Return the (N,) classes that (19210,) weights predict."""
-        # In chunks: their hidden layer stays in the cache, as does what the search keeps there.
-        parts = np.split(self._inputs, range(CHUNK, len(self._inputs), CHUNK))
-        return np.concatenate([self._classes(weights, part) for part in parts])
+        return np.concatenate([self._classes(weights, part) for part in self._chunks()])
+
+    def _chunks(self) -> list[ScoreArray]:
+        # Their hidden layer stays in the cache, as does what the search keeps there.
+        return np.split(self._inputs, range(CHUNK, len(self._inputs), CHUNK))
+
+    def margins(self, weights: Weights) -> ScoreArray:
+        """Return by how much the (N,) right digits' logits lead the best other ones."""
+        logits = np.concatenate([self._logits(weights, part) for part in self._chunks()])
+        rows = np.arange(len(logits))
+        right = logits[rows, self._labels].copy()
+        logits[rows, self._labels] = -np.inf
+        leads: ScoreArray = right - logits.max(axis=1)
+        return leads
 
     def _classes(self, weights: Weights, inputs: Weights) -> NDArray[np.intp]:
+        classes: NDArray[np.intp] = self._logits(weights, inputs).argmax(axis=1)
+        return classes
+
+    def _logits(self, weights: Weights, inputs: Weights) -> ScoreArray:
         cut = (N_INPUTS + 1) * N_HIDDEN
         first = weights[:cut].reshape(N_INPUTS + 1, N_HIDDEN)
         second = weights[cut:-N_CLASSES].reshape(N_HIDDEN, N_CLASSES)
@@ -80,8 +95,7 @@ class Digits:
         np.maximum(hidden, 0.0, out=hidden)
         logits = hidden @ second
         logits += weights[-N_CLASSES:]
-        classes: NDArray[np.intp] = logits.argmax(axis=1)
-        return classes
+        return logits
 
     def correct(self, weights: Weights) -> ScoreArray:
         """Return (N,) 1.0 where the prediction is right, else 0.0."""

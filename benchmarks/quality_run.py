@@ -1,7 +1,8 @@
 """One search on one problem: the real loop without files, and what is reported of it.
 
 The search sees the search examples only. Reported is the candidate it would hand over: the
-algorithm's own champion if it names one, else the best mean of the objectives so far; held-out
+algorithm's own champion if it names one, else what `export --pick champion` takes: the best
+mean of the objectives so far, by margins in a run that keeps them; held-out
 examples are scored for those, and for the front at ten budgets.
 """
 
@@ -20,6 +21,7 @@ from evomerge.algorithms.algorithm import search_algorithms
 from evomerge.algorithms.races.race import Race
 from evomerge.core.arrays import FloatArray, IntArray, ScoreArray
 from evomerge.core.candidate import Candidate, Evaluation, split_scores
+from evomerge.core.champion import champion_of
 from evomerge.core.pareto import ParetoFront, frozen_reference, hypervolume
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, EvaluationError, EvomergeError
@@ -78,17 +80,20 @@ class MemoryLog:
     """A run log that keeps the scores alone: the benchmark reads the loop itself."""
 
     def __init__(self) -> None:
-        self._rows: list[ScoreArray] = []
+        self._rows: list[tuple[ScoreArray, ScoreArray]] = []
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Forget an event."""
 
-    def append_scores(self, scores: ScoreArray) -> tuple[int, str]:
+    def append_scores(
+        self, scores: ScoreArray, margins: ScoreArray | None = None
+    ) -> tuple[int, str]:
         """Keep a row."""
-        self._rows.append(scores.copy())
+        missing = np.full_like(scores, np.nan)
+        self._rows.append((scores.copy(), missing if margins is None else margins.copy()))
         return len(self._rows) - 1, ""
 
-    def read_scores(self, row: int, digest: str) -> ScoreArray:
+    def read_scores(self, row: int, digest: str) -> tuple[ScoreArray, ScoreArray]:
         """Return a row."""
         del digest
         return self._rows[row]
@@ -117,19 +122,26 @@ class ProblemScorer:
         """Args: problem: whose candidates are scored."""
         self._problem = problem
         self.recipes: dict[int, Recipe] = {}  # by candidate id
+        self.evaluations: dict[int, Evaluation] = {}  # of those scored in full
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Return scores, or the error of a candidate that cannot be merged."""
         self.recipes[candidate.id] = candidate.recipe
         try:
-            scores = self._problem.scores(candidate.recipe, "search")
+            found = self._problem.evaluation(candidate, "search")
         except (ConfigError, EvaluationError) as error:
             return Outcome(Evaluation(candidate, error=str(error)))
-        return Outcome(Evaluation(candidate, only(scores, candidate.examples)))
+        shown = (only(given, candidate.examples) for given in (found.scores, found.margins))
+        scores, margins = shown
+        if candidate.examples is None:
+            self.evaluations[candidate.id] = found
+        return Outcome(Evaluation(candidate, scores, margins=margins))
 
 
 def only(scores: Mapping[str, ScoreArray], examples: IntArray | None) -> dict[str, ScoreArray]:
     """Return scores with NaN for what was not asked for, so that nobody can look at it."""
+    if not scores:
+        return {}
     sizes = {task: len(own) for task, own in scores.items()}
     row = np.concatenate([scores[task] for task in sorted(scores)])
     if examples is not None:
@@ -142,12 +154,10 @@ def only(scores: Mapping[str, ScoreArray], examples: IntArray | None) -> dict[st
 class Recorder:
     """Follows one loop; see `RunResult` for what it collects."""
 
-    def __init__(
-        self, problem: Problem, recipes: Mapping[int, Recipe], checkpoints: list[int]
-    ) -> None:
-        """Args: recipes: by candidate id, grows with the search; checkpoints: budgets, rising."""
+    def __init__(self, problem: Problem, scorer: ProblemScorer, checkpoints: list[int]) -> None:
+        """Args: scorer: what the search has scored; checkpoints: budgets, rising."""
         self._problem = problem
-        self._recipes = recipes
+        self._recipes, self._evaluations = scorer.recipes, scorer.evaluations
         self._held_out: dict[str, FloatArray] = {}
         self._checkpoints = checkpoints
         self._reference: FloatArray | None = None
@@ -182,6 +192,10 @@ class Recorder:
         champion = getattr(loop.algorithm, "champion", None)
         if isinstance(champion, Evaluation) and champion.candidate.id in self._recipes:
             return champion.candidate.id
+        if getattr(loop.algorithm, "uses_margins", False) and self._evaluations:
+            told = [i for i in self._evaluations if i not in loop.waiting]
+            found = champion_of([self._evaluations[i] for i in told], self._problem.objectives)
+            return told[found]
         values = loop.population.objectives()
         if not len(values):
             return None
@@ -249,14 +263,20 @@ def run_search(
     if any(item.name == "budget_hint" for item in dataclasses.fields(cls)):
         keywords.setdefault("budget_hint", evaluations)
     scorer = ProblemScorer(problem)
-    recorder = Recorder(problem, scorer.recipes, checkpoints)
+    recorder = Recorder(problem, scorer, checkpoints)
     try:
         loop = SearchLoop(
             algorithm=cls(**keywords) if race is None else race.around(cls(**keywords)),
             space=problem.search_space(cls),
             objectives=problem.objectives,
             log=MemoryLog(),
-            plan=LoopPlan(seed=seed, evaluations=evaluations, look_ahead=1, tasks=problem.sizes),
+            plan=LoopPlan(
+                seed=seed,
+                evaluations=evaluations,
+                look_ahead=1,
+                tasks=problem.sizes,
+                margins=problem.is_margin,
+            ),
             on_change=recorder.after_tell,
         )
         started = time.process_time()

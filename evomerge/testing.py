@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.algorithms.algorithm import SearchAlgorithm
+from evomerge.core.ancestry import is_made
 from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import (
     Candidate,
@@ -26,7 +27,6 @@ from evomerge.core.candidate import (
     scored_examples,
     split_scores,
 )
-from evomerge.core.noise import noise_seed
 from evomerge.core.recipe import Recipe
 from evomerge.seeding import generator
 from evomerge.testing_problems import LinearProblem, choice_problem, linear_problem
@@ -116,7 +116,7 @@ def _drive(
                 )
             return False
         _expect(proposal.recipe.operator in problem.space.methods, "proposal of another operator")
-        named = tuple(name for name in proposal.recipe.sources if noise_seed(name) is None)
+        named = tuple(name for name in proposal.recipe.sources if not is_made(name))
         _expect(named == problem.space.sources, "proposal with other sources")
         _expect(set(proposal.parents) <= told, f"parents {proposal.parents} were never told")
         number = len(problem.space.founders) + len(seen)
@@ -170,8 +170,8 @@ def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float 
 
     (N,) float32 scores, all finite; the same scores twice, also after other random numbers were
     drawn; the same score for an example whichever others are asked for; the model's weights, the
-    evaluator itself and the global random streams untouched; digests, where the evaluator gives
-    them, one per example and always the same.
+    evaluator itself and the global random streams untouched; digests and margins, where the
+    evaluator gives them, one per example and always the same, margins above 0 where it scores 1.
 
     Args:
         evaluator: What to check, with readable data.
@@ -187,6 +187,7 @@ def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float 
     import torch
 
     from evomerge.evaluation.evaluator import example_digests
+    from evomerge.evaluation.margins import gives_margins, score_with_margins
 
     def digest() -> str:
         found = hashlib.blake2b()
@@ -239,6 +240,17 @@ def check_evaluator(evaluator: Evaluator, subject: Subject, *, tolerance: float 
             "the score of an example must not depend on the others asked for "
             f"(positions {wanted.tolist()[:8]})",
         )
+    if gives_margins(evaluator):
+        scores, margins = score_with_margins(evaluator, subject, None)
+        expect(np.array_equal(scores, first), "scores must be the same with margins")
+        expect(margins.shape == (n,), f"margins must be ({n},), not {margins.shape}")
+        expect(margins.dtype == np.float32, f"margins must be float32, not {margins.dtype}")
+        expect(bool(np.isfinite(margins).all()), "margins must be finite")
+        agrees = (margins == 0.0) | ((margins > 0.0) == (first == 1.0))
+        expect(bool(agrees.all()), "margins must be above 0 where the score is 1, and only there")
+        again = score_with_margins(evaluator, subject, reverse)[1]
+        near = np.allclose(again, margins[reverse], rtol=1e-4, atol=max(tolerance, 1e-4))
+        expect(near, "the margin of an example must not depend on the others asked for")
     if digests is not None:
         _check_digests(digests, n, expect)
         expect(example_digests(evaluator) == digests, "digests must not change by scoring")

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from benchmarks.problems.problem import Part, Problem, Weights
+from benchmarks.problems.problem import Part, Problem, Weights, leads
 from benchmarks.problems.training import fit, snapshot, trained_once
 from evomerge.core.arrays import ScoreArray
 from evomerge.quickstart.specialists import load_images, new_model
@@ -64,8 +64,8 @@ def build(folder: Path) -> Problem:
     def score(weights: Weights, part: Part) -> dict[str, ScoreArray]:
         own = torch.from_numpy(parts[part])
         logits = functional_call(model, dict(weights), (pixels[own],)).logits
-        correct = (logits.argmax(-1) == labels[own]).numpy().astype(np.float32)
-        return {skill: correct[mask] for skill, mask in masks[part].items()}
+        margins = leads(logits, labels[own]).numpy()
+        return {skill: margins[mask] for skill, mask in masks[part].items()}
 
     return Problem(
         name=NAME,
@@ -75,4 +75,5 @@ def build(folder: Path) -> Problem:
         merge={"name": "task_arithmetic", "normalize": False},
         sizes={skill: int(mask.sum()) for skill, mask in masks["search"].items()},
         score=score,
+        is_margin=True,
     )

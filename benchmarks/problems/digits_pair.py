@@ -35,8 +35,8 @@ def build(folder: Path) -> Problem:
 
     def score(weights: Weights, part: Part) -> dict[str, ScoreArray]:
         flat = np.concatenate([weights[name].reshape(-1).numpy() for name in _NAMES])
-        correct = digits[part].correct(flat)
-        return {"low": correct[is_low[part]], "high": correct[~is_low[part]]}
+        margins = digits[part].margins(flat)
+        return {"low": margins[is_low[part]], "high": margins[~is_low[part]]}
 
     n_low = int(is_low["search"].sum())
     models = dict(zip(("a", "b"), (_tensors(vector) for vector in load_pair()), strict=True))
@@ -48,6 +48,7 @@ def build(folder: Path) -> Problem:
         merge={"name": "linear", "normalize": False, "weights": [-0.5, 1.5]},
         sizes={"low": n_low, "high": N_FITNESS - n_low},
         score=score,
+        is_margin=True,
     )
 
 

@@ -1,7 +1,7 @@
 """Three tiny Llamas that reverse, sort or shift five letters, and their base.
 
 An answer counts when greedy decoding gives it in full; as every earlier letter is then right too,
-one forward pass over prompt and answer decides it.
+one forward pass over prompt and answer decides it. Its margin is that of its most doubtful letter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from benchmarks.problems.problem import Part, Problem, Weights
+from benchmarks.problems.problem import Part, Problem, Weights, leads
 from benchmarks.problems.training import fit, seeded, snapshot, trained_once
 from evomerge.core.arrays import IntArray, ScoreArray
 from evomerge.seeding import derive, generator
@@ -70,8 +70,8 @@ def build(folder: Path) -> Problem:
         rows = rows_of[part]
         output = functional_call(model, dict(weights), (rows,))
         logits, answers = _answer_logits(output.logits, rows)
-        correct = (logits.argmax(-1) == answers).all(-1).numpy().astype(np.float32)
-        return dict(zip(SKILLS, np.split(correct, len(SKILLS)), strict=True))
+        margins = leads(logits, answers).amin(-1).numpy()
+        return dict(zip(SKILLS, np.split(margins, len(SKILLS)), strict=True))
 
     return Problem(
         name=NAME,
@@ -81,6 +81,7 @@ def build(folder: Path) -> Problem:
         merge={"name": "task_arithmetic", "normalize": False},
         sizes=dict.fromkeys(SKILLS, _N_SEARCH),
         score=score,
+        is_margin=True,
     )
 
 

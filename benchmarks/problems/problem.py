@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evomerge.config.merge_space import build_space
 from evomerge.core.arrays import ScoreArray
+from evomerge.core.candidate import Candidate, Evaluation
 from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec, align
 from evomerge.core.objective import Objective, Objectives
@@ -29,7 +31,7 @@ from evomerge.merging.operator import merge_operators
 
 Part = Literal["search", "held-out"]
 Weights = Mapping[str, Tensor]
-# (tensors of the merged model, part) -> task -> (N_task,) scores in [0, 1]
+# (tensors of the merged model, part) -> task -> (N_task,) scores in [0, 1], or margins
 Score = Callable[[Weights, Part], Mapping[str, ScoreArray]]
 
 
@@ -94,6 +96,7 @@ class Problem:
             all others the layers.
         sizes: Task -> number of search examples.
         score: Scores a merged model. Tasks of the search are the objectives.
+        is_margin: `score` returns margins; an example scores 1 where its margin is above 0.
         optimum: Best mean of the objectives that any merge can reach, where it is known.
     """
 
@@ -105,6 +108,7 @@ class Problem:
     sizes: Mapping[str, int]
     score: Score
     optimum: float | None = None
+    is_margin: bool = False
     _derived: dict[str, Derived] = field(default_factory=dict)
 
     @property
@@ -164,5 +168,25 @@ class Problem:
 
     def scores(self, recipe: Recipe, part: Part) -> Mapping[str, ScoreArray]:
         """Return task -> (N_task,) scores of a recipe's model on one part of the examples."""
+        return self.evaluation(Candidate(0, recipe), part).scores
+
+    def evaluation(self, candidate: Candidate, part: Part) -> Evaluation:
+        """Return what a candidate scores on one part of the examples, margins included."""
         with torch.inference_mode():
-            return self.score(self.merged(recipe), part)
+            found = self.score(self.merged(candidate.recipe), part)
+        if not self.is_margin:
+            return Evaluation(candidate, found)
+        scores = {task: (own > 0.0).astype(np.float32) for task, own in found.items()}
+        return Evaluation(candidate, scores, margins=found)
+
+
+def leads(logits: Tensor, right: Tensor) -> Tensor:
+    """Return by how much the logit of the right label leads the best other one.
+
+    Args:
+        logits: (…, labels).
+        right: (…) integers.
+    """
+    index = right[..., None]
+    others = logits.scatter(-1, index, -torch.inf).amax(-1)
+    return logits.gather(-1, index)[..., 0] - others

@@ -17,7 +17,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from benchmarks.problems.problem import Part, Problem, Weights
+from benchmarks.problems.problem import Part, Problem, Weights, leads
 from benchmarks.problems.training import fit, seeded, snapshot, trained_once
 from evomerge.core.arrays import ScoreArray
 from evomerge.seeding import derive, generator
@@ -76,7 +76,7 @@ def build(folder: Path) -> Problem:
         scores = {}
         for task, (words, labels) in data[part].items():
             logits = functional_call(model, dict(weights), (words, task))
-            scores[task] = (logits.argmax(-1) == labels).numpy().astype(np.float32)
+            scores[task] = leads(logits, labels).numpy()
         return scores
 
     return Problem(
@@ -87,6 +87,7 @@ def build(folder: Path) -> Problem:
         merge={"name": "task_arithmetic", "normalize": False},
         sizes=dict.fromkeys(TASKS, _N_SEARCH),
         score=score,
+        is_margin=True,
     )
 
 

@@ -17,10 +17,13 @@ from evomerge.core.candidate import Evaluation, Proposal, split_scores
 from evomerge.core.choice_space import Space
 from evomerge.core.feasibility import Feasibility
 from evomerge.core.gaussian_process import Columns
+from evomerge.core.margins import blur_of
 from evomerge.core.objective import Objective, Objectives, mixture
 
 MAX_POINTS = 400  # in a model: the best half of them, and the latest
 MAX_TARGETS = 512  # per task; with more examples, means of some
+WIDEST = 10.0  # blurs: margins beyond count as so many, since one may be off by thousands
+MAX_MARGINS = 1024  # per task; with more examples, those of some
 ELITES = 6  # told points that proposals start from
 STEP_SIZES = (0.2, 0.1, 0.05, 0.02)  # of the unit cube, one screening each
 POOL = 16  # candidates that survive a screening
@@ -37,12 +40,13 @@ class Auto:
     Each task has a Gaussian process with a length scale per model, over logits of scores in
     [0, 1]. A graded score (a probability) says how near to right an example is: such tasks are
     modelled example by example with one kernel, and the modelled examples averaged, which
-    extrapolates much better than their mean does. Of 0/1 scores, which say little one by one,
-    the mean is modelled. Proposals start from the best points told (founders are the first), and
-    1,600 cheap steps around them are screened by the models: in all coordinates, in a few, the
-    same for all layers, or along the line of two of the best. Every other proposal takes the
-    models' mean, the next one `optimism` standard deviations above it. Pending points count as
-    told what the models expect of them, so it never waits.
+    extrapolates much better than their mean does. 0/1 scores say little one by one: where the
+    evaluator tells margins (`Evaluation.margins`) these are modelled, and an example counts as
+    `core.margins` blurs it; else their mean is. Proposals start from the best points told
+    (founders are the first), and 1,600 cheap steps around them are screened by the models: in all
+    coordinates, in a few, the same for all layers, or along the line of two of the best. Every
+    other proposal takes the models' mean, the next one `optimism` standard deviations above it.
+    Pending points count as told what the models expect of them, so it never waits.
 
     Several objectives are reduced to their weighted mean; a `front_share` of proposals draws other
     weights, for the front. A missed constraint costs 10 times the gap, as the models see it.
@@ -61,6 +65,8 @@ class Auto:
     # Where a config names no groups, the method gets as many as come to about this; see
     # docs/decisions/0006-auto.md for what others measure.
     wanted_numbers: ClassVar[int] = 64
+    # Runs keep margins for algorithms that say so.
+    uses_margins: ClassVar[bool] = True
 
     optimism: float = 1.0
     front_share: float = 0.0
@@ -90,6 +96,7 @@ class Auto:
         self._ids: list[int] = []
         self._scores: list[Mapping[str, FloatArray]] = []  # of examples
         self._observed: list[Mapping[str, BoolArray]] = []  # which of them were scored
+        self._margins: list[Mapping[str, FloatArray]] = []  # of examples, NaN where not scored
         self._means: list[Mapping[str, FloatArray]] = []  # (1,) of tasks
         self._variances: list[Mapping[str, float]] = []  # of those means
         self._best: tuple[float, Mapping[str, ScoreArray]] | None = None  # scored in full
@@ -118,6 +125,7 @@ class Auto:
         if evaluation.examples is None:  # what a race estimates is never 0 or 1
             self._graded |= {t for t, own in evaluation.scores.items() if not _is_binary(own)}
         self._scores.append({task: _binned(own) for task, own in evaluation.scores.items()})
+        self._margins.append({task: _thinned(own) for task, own in evaluation.margins.items()})
         self._values.append(float(self._mixture @ self._objectives.values(evaluation)))
         self._observed.append(self._binned_observed(evaluation))
         self._variances.append(self._variances_of(evaluation))
@@ -171,12 +179,7 @@ class Auto:
 
         def promise(points: FloatArray, optimism: float) -> FloatArray:
             means = {task: model.mean_score(points, optimism) for task, model in models.items()}
-            worth = sum(
-                weight * _weighted(item, means)
-                for weight, item in zip(mixed, self._objectives.items, strict=True)
-            )
-            found: FloatArray = (worth - PENALTY * self._missed(means)).round(9)
-            return found
+            return self._worth(means, mixed)
 
         told = np.stack(self._points)
         elites = told[np.argsort(-promise(told, 0.0), kind="stable")[:ELITES]]
@@ -197,6 +200,11 @@ class Auto:
         models = {}
         waiting = np.stack(list(self._waiting.values())) if self._waiting else None
         for task in self._scores[0]:
+            model = self._margin_model(task, rows, points, is_due=is_due)
+            if model is not None:
+                self._settings[task] = model.settings
+                models[task] = model if waiting is None else model.believing(waiting)
+                continue
             is_graded = task in self._graded
             kept = self._scores if is_graded else self._means
             scores = np.stack([kept[row][task] for row in rows])
@@ -211,7 +219,7 @@ class Auto:
                 observed,
                 is_graded=is_graded,
                 settings=before,
-                steps=0 if not is_due else FIRST_STEPS if before is None else STEPS,
+                steps=_steps(before, is_due=is_due),
                 variances=None
                 if is_graded
                 else np.array([self._variances[row][task] for row in rows]),
@@ -219,6 +227,46 @@ class Auto:
             self._settings[task] = model.settings
             models[task] = model if waiting is None else model.believing(waiting)
         return models
+
+    def _margin_model(
+        self, task: str, rows: list[int], points: FloatArray, *, is_due: bool
+    ) -> TaskModel | None:
+        """Return a model of a task's margins; None where too few are known."""
+        known = [self._margins[row].get(task) for row in rows]
+        having = [i for i, own in enumerate(known) if own is not None]
+        if len(having) < MIN_POINTS:
+            return None
+        margins = np.stack([own for own in known if own is not None])
+        margins = margins[:, (~np.isnan(margins)).sum(axis=0) >= MIN_POINTS]
+        is_known = ~np.isnan(margins)
+        has_any = is_known.any(axis=1)
+        if not has_any.any():
+            return None
+        margins, is_known = margins[has_any], is_known[has_any]
+        width = blur_of(margins)
+        margins = margins.clip(-WIDEST * width, WIDEST * width)
+        if width == 0.0:  # every point has the same margins, so nothing is learnt from them
+            return None
+        before = self._settings.get(task)
+        return TaskModel.fit(
+            self._columns,
+            points[np.array(having)[has_any]],
+            margins,
+            is_known,
+            is_graded=False,
+            settings=before,
+            steps=_steps(before, is_due=is_due),
+            width=width,
+        )
+
+    def _worth(self, means: Mapping[str, FloatArray], mixed: FloatArray) -> FloatArray:
+        """Return the (m,) weighted objectives of tasks' means, less what constraints miss."""
+        worth = sum(
+            weight * _weighted(item, means)
+            for weight, item in zip(mixed, self._objectives.items, strict=True)
+        )
+        found: FloatArray = (worth - PENALTY * self._missed(means)).round(9)
+        return found
 
     def _rows(self) -> list[int]:
         """Return which told points are modelled."""
@@ -283,6 +331,21 @@ class Auto:
         self._waiting[self._n_asked] = point
         self._n_asked += 1
         return Proposal(recipe, parents, origin)
+
+
+def _steps(settings: FloatArray | None, *, is_due: bool) -> int:
+    """Return the steps of the search for settings that begins with these."""
+    if not is_due:
+        return 0
+    return FIRST_STEPS if settings is None else STEPS
+
+
+def _thinned(margins: np.ndarray) -> FloatArray:
+    """Return float64 margins, of at most `MAX_MARGINS` examples from end to end."""
+    values = np.asarray(margins, dtype=np.float64)
+    if len(values) <= MAX_MARGINS:
+        return values
+    return values[np.linspace(0, len(values) - 1, MAX_MARGINS).round().astype(np.int64)]
 
 
 def _binned(scores: np.ndarray) -> FloatArray:

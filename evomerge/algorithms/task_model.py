@@ -12,6 +12,7 @@ import numpy as np
 
 from evomerge.core.arrays import BoolArray, FloatArray
 from evomerge.core.gaussian_process import Columns, GaussianProcess
+from evomerge.core.margins import blurred
 
 MIN_POINTS = 3  # before there is anything to model
 
@@ -24,10 +25,13 @@ class TaskModel:
         processes: Of the targets that were scored at the same points; all targets have one.
         soft: Half-width that keeps the logit of a score finite; None: scores are modelled as
             they are.
+        width: Targets are margins, and examples count as `core.margins.blurred` by this; None:
+            they are scores.
     """
 
     processes: Sequence[GaussianProcess]
     soft: float | None
+    width: float | None = None
 
     @classmethod
     def fit(
@@ -41,21 +45,23 @@ class TaskModel:
         settings: FloatArray | None,
         steps: int,
         variances: FloatArray | None = None,
+        width: float | None = None,
     ) -> TaskModel:
         """Fit a task.
 
         Args:
             columns: Of the coordinates.
             points: (n, D).
-            scores: (n, T); what was not scored is never looked at, unless a target was scored at
-                fewer than three points.
+            scores: (n, T) scores, or margins where there is a width; what was not scored is
+                never looked at, unless a target was scored at fewer than three points.
             observed: (n, T) what was scored.
             is_graded: Whether scores other than 0 and 1 were seen.
             settings: Of the kernel, to start from; None for the prior's means.
             steps: Of the search for better ones.
             variances: (n,) of the scores' means, where they are of some examples; None: all 0.
+            width: See `TaskModel`.
         """
-        targets, soft = logits(scores, is_graded)
+        targets, soft = (scores, None) if width is not None else logits(scores, is_graded)
         if variances is not None and soft is not None:
             slope = 1.0 / (scores[:, 0] + soft) + 1.0 / (1.0 - scores[:, 0] + soft)
             variances = variances * slope**2  # of the logits
@@ -70,7 +76,7 @@ class TaskModel:
             noise = None if variances is None else variances[rows]
             processes.append(GaussianProcess(columns, points[rows], part, settings, steps, noise))
             settings, steps = processes[0].settings, 0
-        return cls(processes, soft)
+        return cls(processes, soft, width)
 
     @property
     def settings(self) -> FloatArray:
@@ -79,7 +85,8 @@ class TaskModel:
 
     def believing(self, points: FloatArray) -> TaskModel:
         """Return the model as if (m, D) points had scored what is expected of them."""
-        return TaskModel([process.believing(points) for process in self.processes], self.soft)
+        processes = [process.believing(points) for process in self.processes]
+        return TaskModel(processes, self.soft, self.width)
 
     def mean_score(self, points: FloatArray, optimism: float) -> FloatArray:
         """Return (m,) mean scores at (m, D) points, so many standard deviations above the mean."""
@@ -87,11 +94,19 @@ class TaskModel:
         for process in self.processes:
             mean, deviation = process.predict(points)
             latent = mean + optimism * deviation[:, None]
-            scores = latent if self.soft is None else 0.5 + 0.5 * np.tanh(0.5 * latent)
-            total += scores.sum(axis=1)
+            total += self._scores(latent, deviation).sum(axis=1)
             n_targets += latent.shape[1]
         found: FloatArray = total / n_targets
         return found
+
+    def _scores(self, latent: FloatArray, deviation: FloatArray) -> FloatArray:
+        """Return (m, T) scores of (m, T) targets that are known to (m,) deviations."""
+        if self.width is not None:
+            return blurred(latent, np.sqrt(deviation**2 + self.width**2)[:, None])
+        if self.soft is None:
+            return latent
+        scores: FloatArray = 0.5 + 0.5 * np.tanh(0.5 * latent)
+        return scores
 
 
 def logits(scores: FloatArray, is_graded: bool) -> tuple[FloatArray, float | None]:

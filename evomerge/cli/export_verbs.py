@@ -24,7 +24,8 @@ def export(
         typer.Option(
             "--pick",
             metavar="P",
-            help="knee | best:X | weights:a=1,b=2 | 'max(a) s.t. b>=0.7' | candidate:ID | all",
+            help="knee | champion | best:X | weights:a=1,b=2 | 'max(a) s.t. b>=0.7' | "
+            "candidate:ID | all",
         ),
     ] = "knee",
     verify: Annotated[

@@ -35,6 +35,7 @@ from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, nearest
 from evomerge.evaluation.evaluator import evaluators
+from evomerge.evaluation.margins import gives_margins
 from evomerge.evaluation.packages import package_versions
 from evomerge.evaluation.part import whole_of
 from evomerge.export import DONOR_FILES
@@ -321,7 +322,16 @@ def build_header(
         "warm_start": warm_digest,
         "versions": versions,
     }
+    if keeps_margins(config, tasks):
+        header["margins"] = True
     return header
+
+
+def keeps_margins(config: RunConfig, tasks: Tasks) -> bool:
+    """Return whether a new run keeps margins: its algorithm uses them and a task gives them."""
+    algorithm = search_algorithms.get(str(config.algorithm["name"]))
+    wants = bool(getattr(algorithm, "uses_margins", False))
+    return wants and any(gives_margins(evaluator) for evaluator in tasks.search.values())
 
 
 def donor_digests(donor: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.config.cache import usable_cache
+from evomerge.config.champion import run_champion
 from evomerge.config.finalists import (
     FOUNDER,
     TEST,
@@ -84,6 +85,8 @@ def choose(results: RunResults, spec: str) -> list[int]:
     """
     if not results.scored:
         raise RunError(f"{results.folder.path}: no candidate has been scored yet")
+    if spec.strip() == "champion":
+        return [run_champion(results)]
     ids = pick(results.front(), results.objectives.names, spec)
     for candidate_id in ids:
         results.objectives_of(candidate_id)
@@ -224,7 +227,7 @@ class Exporter:
         )
         again = worker.score()
         event = next(e for e in self.results.scored if int(e["id"]) == candidate_id)
-        log = ScoreLog(self.results.folder.scores, sum(self.tasks.sizes.values()))
+        log = ScoreLog.of(self.results.folder.scores, self.results.header)
         row = log.read(int(event["row"]), str(event["scores"]))
         for task, before in split_scores(row, self.tasks.sizes).items():
             differs = np.flatnonzero(again[task] != before)

@@ -109,7 +109,7 @@ def example_scores(results: RunResults, candidate_ids: IntArray) -> dict[str, Sc
         JournalError: A row is missing or damaged.
     """
     sizes = {str(task): int(n) for task, n in results.header["tasks"].items()}
-    log = ScoreLog(results.folder.scores, sum(sizes.values()))
+    log = ScoreLog.of(results.folder.scores, results.header)
     events = {int(event["id"]): event for event in results.scored}
     rows = [
         split_scores(log.read(int(event["row"]), str(event["scores"])), sizes)

@@ -17,6 +17,7 @@ from evomerge.config.build import (
     build_search_space,
     compute_derived,
     compute_span,
+    keeps_margins,
 )
 from evomerge.config.cache import usable_cache
 from evomerge.config.model_size import model_bytes
@@ -173,5 +174,6 @@ def _event_bytes(
     evaluation = Evaluation(candidate, scores, None, weights)
     values = [float(value) for value in build_objectives(prepared.config).values(evaluation)]
     events = (asked_event(candidate), told_event(evaluation, values, 0, "0" * 16))
-    rows = sum(len(row) for row in scores.values()) * 4
+    width = 8 if keeps_margins(prepared.config, prepared.tasks) else 4
+    rows = sum(len(row) for row in scores.values()) * width
     return rows + sum(len(json.dumps(event)) for event in events)

@@ -87,7 +87,7 @@ def replay_candidate(folder: RunFolder, candidate_id: int) -> Replayed:
             f"{folder.path}: the tasks have {dict(tasks.sizes)} examples, the run was scored on "
             f"{dict(results.header['tasks'])}. Put the data back to compare with it."
         )
-    log = ScoreLog(folder.scores, sum(tasks.sizes.values()))
+    log = ScoreLog.of(folder.scores, results.header)
     recorded = log.read(int(event["row"]), str(event["scores"]))
     runtime = config.runtime
     worker = worker_of(

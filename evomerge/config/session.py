@@ -198,6 +198,7 @@ class Session:
                     look_ahead=self.config.search.look_ahead or 1,
                     tell_order=self.config.search.tell_order,
                     seconds=self.config.budget.seconds,
+                    margins=self.store.scores.has_margins,
                 ),
                 on_change=on_change,
             )
@@ -209,6 +210,8 @@ class Session:
 
     def _refuse_changes(self, header: dict[str, Any]) -> None:
         then, now = json.loads(json.dumps(self.store.header)), json.loads(json.dumps(header))
+        # A run goes on as it began: one from before margins were kept is told none.
+        then.pop("margins", None), now.pop("margins", None)
         changed = header_differences(then, now)
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

@@ -16,13 +16,16 @@ from evomerge.core.arrays import ScoreArray
 from evomerge.core.candidate import split_scores
 from evomerge.evaluation.evaluator import Evaluator, example_digests
 from evomerge.evaluation.examples import content_digest
+from evomerge.evaluation.margins import gives_margins
 from evomerge.evaluation.packages import package_versions
 from evomerge.evaluation.part import whole_of
 from evomerge.evaluation.resident import tokenizer_digest
 from evomerge.runtime.machine import machine_line
+from evomerge.runtime.worker import Scored
 from evomerge.storage.shared_ledger import SharedLedger
 
 # Settings that say which examples are scored or how they are batched, not what each one scores.
+_MARGINS = ":margins"  # ends the settings under which margins are kept
 _NOT_SCORED = ("examples", "rows", "n", "limit", "samples", "batch_size", "batch_tokens")
 
 
@@ -54,6 +57,7 @@ class SharedScores:
             for task, evaluator in evaluators.items()
             if (found := example_digests(evaluator)) is not None
         }
+        self._margins = {task for task, e in evaluators.items() if gives_margins(e)}
         versions = [metadata.version(name) for name in ("torch", "transformers")]
         # The tokenizer's files beside the config: other tokens, other scores of the same weights.
         files = [donor_digests(donor), tokenizer_digest(donor)]
@@ -65,21 +69,29 @@ class SharedScores:
             for task, evaluator in evaluators.items()
         }
 
-    def recall(self, weights: str) -> ScoreArray:
-        """Return (N,) scores of merged tensors, in task-name order; NaN where none is kept."""
-        parts = [
-            self._ledger.read(weights, self._settings[task], self._examples[task])
-            if task in self._examples
-            else np.full(n, np.nan, np.float32)
-            for task, n in self._sizes.items()
-        ]
-        return np.concatenate(parts)
+    def recall(self, weights: str) -> Scored:
+        """Return what is kept of merged tensors."""
+        scores, margins = (
+            np.concatenate([self._read(weights, task, kind) for task in self._sizes])
+            for kind in ("", _MARGINS)
+        )
+        # A score without the margin that a search was told with it does not count as known.
+        lacks = np.concatenate([np.full(n, t in self._margins) for t, n in self._sizes.items()])
+        scores[lacks & np.isnan(margins)] = np.nan
+        return Scored(scores, margins)
 
-    def keep(self, weights: str, row: ScoreArray) -> None:
-        """Keep (N,) scores, but for NaN and for tasks that do not say what their examples hold."""
-        for task, scores in split_scores(row, self._sizes).items():
-            if task in self._examples:
-                self._ledger.write(weights, self._settings[task], self._examples[task], scores)
+    def keep(self, weights: str, scored: Scored) -> None:
+        """Keep what is not NaN, but for tasks that do not say what their examples hold."""
+        for kind, row in (("", scored.scores), (_MARGINS, scored.margins)):
+            for task, values in split_scores(row, self._sizes).items():
+                if task in self._examples and not np.isnan(values).all():
+                    settings = self._settings[task] + kind
+                    self._ledger.write(weights, settings, self._examples[task], values)
+
+    def _read(self, weights: str, task: str, kind: str) -> ScoreArray:
+        if task not in self._examples or (kind and task not in self._margins):
+            return np.full(self._sizes[task], np.nan, np.float32)
+        return self._ledger.read(weights, self._settings[task] + kind, self._examples[task])
 
 
 def _settings(evaluator: Any) -> list[Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.config.build import data_digests, donor_digests
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.recipe import Recipe
 from evomerge.errors import RunError
+from evomerge.search.journal_recipes import JournalRecipes
 from evomerge.storage.run_store import RunFolder, parked_file, stored_evaluations
 from evomerge.storage.score_log import ScoreLog
 
@@ -47,22 +48,27 @@ class WarmStart:
         data = path.read_bytes()
         try:
             items = json.loads(data)
-            proposals = tuple(
-                Proposal(Recipe.from_json(item["recipe"], where=str(path)), (), item["origin"])
-                for item in items
-            )
+            proposals = []
+            known: dict[str, Recipe] = {}
+            for item in items:
+                recipe = Recipe.from_json(item["recipe"], where=str(path), known=known)
+                proposals.append(Proposal(recipe, (), item["origin"]))
+                known |= recipe.lineage(known)
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}: is damaged: {error}") from None
-        return cls(proposals, (), hashlib.blake2b(data, digest_size=16).hexdigest())
+        return cls(tuple(proposals), (), hashlib.blake2b(data, digest_size=16).hexdigest())
 
     def files(self) -> dict[str, bytes]:
         """Return the files that give a new run these recipes and their scores."""
-        items = [{"origin": p.origin, "recipe": p.recipe.to_json()} for p in self.proposals]
+        items, held = [], set[str]()
+        for proposal in self.proposals:
+            items.append({"origin": proposal.origin, "recipe": proposal.recipe.to_json(held)})
+            held.update(proposal.recipe.lineage(held))
         files = {FILE: json.dumps(items).encode()}
         pairs = zip(self.proposals, self.evaluations, strict=True)
         for index, (proposal, old) in enumerate(pairs):
             candidate = Candidate(index, proposal.recipe)
-            name, data = parked_file(Evaluation(candidate, old.scores, None, old.weights_digest))
+            name, data = parked_file(replace(old, candidate=candidate))
             files[name] = data
         return files
 
@@ -85,13 +91,14 @@ def read_warm_start(old: RunFolder, new: Prepared) -> WarmStart:
     donor = donor_digests(new.models.donor)
     _same(old, "base model's config or tokenizer", header["donor"], donor)
     events = old.read_events()[1:]
-    recipes = {int(e["id"]): e["recipe"] for e in events if e["kind"] == "asked"}
-    scores = ScoreLog(old.scores, sum(new.tasks.sizes.values()))
+    asked = {int(e["id"]): e["recipe"] for e in events if e["kind"] == "asked"}
+    recipes = JournalRecipes.of_events(events)
+    scores = ScoreLog.of(old.scores, header)
     proposals, evaluations = [], []
     for event, evaluation in stored_evaluations(events, scores, new.tasks.sizes):
         if evaluation is None or evaluation.error is not None or evaluation.examples is not None:
             continue
-        recipe = Recipe.from_json(recipes[int(event["id"])], where=str(old.journal))
+        recipe = recipes.read(asked[int(event["id"])], str(old.journal))
         proposals.append(Proposal(recipe, (), f"warm start: {old.path.name} #{event['id']}"))
         evaluations.append(evaluation)
     if not proposals:

@@ -56,6 +56,9 @@ class Evaluation:
         error: One line that says why scoring failed, else None.
         weights_digest: Digest of the merged tensors that were scored ("" when unknown).
         examples: (n,) positions in `flat_scores` that were scored; None: all.
+        margins: Task -> (N_task,) float32, how far on the right side each answer is: the right
+            answer's logit or log-likelihood less the best wrong one's, in nats. NaN where an
+            example was not scored or its evaluator does not say; empty when nothing is known.
     """
 
     candidate: Candidate
@@ -63,12 +66,24 @@ class Evaluation:
     error: str | None = None
     weights_digest: str = ""
     examples: IntArray | None = None
+    margins: Mapping[str, ScoreArray] = field(default_factory=dict)
 
     def flat_scores(self) -> ScoreArray:
         """Return (N,) scores of all tasks, joined in task-name order."""
         if not self.scores:
             return np.zeros(0, np.float32)
         return np.concatenate([self.scores[task] for task in sorted(self.scores)])
+
+    def flat_margins(self) -> ScoreArray:
+        """Return (N,) margins in the order of `flat_scores`, NaN where none is known."""
+        if not self.scores:
+            return np.zeros(0, np.float32)
+        return np.concatenate(
+            [
+                self.margins.get(task, np.full(len(self.scores[task]), np.nan, np.float32))
+                for task in sorted(self.scores)
+            ]
+        )
 
 
 def split_scores(row: ScoreArray, tasks: Mapping[str, int]) -> dict[str, ScoreArray]:
@@ -85,3 +100,9 @@ def scored_examples(row: ScoreArray) -> IntArray | None:
     """Return the positions of an (N,) row that are not NaN; None when that is all of them."""
     scored = ~np.isnan(row)
     return None if scored.all() else np.flatnonzero(scored)
+
+
+def known_margins(row: ScoreArray, tasks: Mapping[str, int]) -> dict[str, ScoreArray]:
+    """Cut an (N,) row of `Evaluation.flat_margins` into tasks; those without any are left out."""
+    parts = split_scores(row, tasks)
+    return {task: own for task, own in parts.items() if not np.isnan(own).all()}

@@ -17,7 +17,15 @@ from evomerge.core.pick_condition import EXAMPLE, parse_wish
 from evomerge.errors import ConfigError, nearest
 
 RHO = 1e-3  # weight of the sum in the augmented Tchebycheff distance
-RULES = ("knee", "best:<objective>", "weights:a=1,b=2", EXAMPLE, "all", "candidate:<id>")
+RULES = (
+    "knee",
+    "champion",
+    "best:<objective>",
+    "weights:a=1,b=2",
+    EXAMPLE,
+    "all",
+    "candidate:<id>",
+)
 
 
 def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
@@ -26,6 +34,7 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     ====================  ==============================================================
     ``knee``              the best compromise: M = 2, farthest above the line between the
                           extremes; M > 2, the largest trade-off (see `_trade_off`)
+    ``champion``          the highest mean of the objectives
     ``best:<objective>``  the highest value of one objective
     ``weights:a=1,b=2``   nearest to the ideal point by augmented Tchebycheff distance on
                           the normalised front; objectives not named weigh 0
@@ -54,13 +63,13 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     rule, rest = found.groups() if found else (spec, "")
     if rule == "candidate":
         return [_candidate_id(rest, spec)]
-    if rule not in ("knee", "best", "weights", "all"):
+    if rule not in ("knee", "champion", "best", "weights", "all"):
         raise ConfigError(
             f"pick {spec!r}: {rule!r} is not a way to pick."
-            f"{nearest(rule, ('knee', 'best', 'weights', 'max', 'all', 'candidate'))} "
+            f"{nearest(rule, ('knee', 'champion', 'best', 'weights', 'max', 'all', 'candidate'))} "
             f"Known: {', '.join(RULES)}."
         )
-    if rule in ("knee", "all") and rest:
+    if rule in ("knee", "champion", "all") and rest:
         raise ConfigError(f"pick {spec!r}: {rule!r} takes nothing after it")
     if front.objectives.shape[1:] != (len(names),):
         raise ValueError(f"{len(names)} names for objectives of shape {front.objectives.shape}")
@@ -75,7 +84,9 @@ def pick(front: ParetoFront, names: Sequence[str], spec: str) -> list[int]:
     by_id = np.argsort(front.candidate_ids, kind="stable")
     ids, objectives = front.candidate_ids[by_id], front.objectives[by_id]
     unit = _normalised(objectives)
-    if rule == "best":
+    if rule == "champion":
+        merit = objectives.mean(axis=1)
+    elif rule == "best":
         merit = objectives[:, merit_of]
     elif rule == "weights":
         gap = unit.max(axis=0) - unit

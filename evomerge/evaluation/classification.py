@@ -23,6 +23,7 @@ from evomerge.evaluation.examples import (
     read_rows,
     stamp,
 )
+from evomerge.evaluation.margins import margin_of
 from evomerge.evaluation.subject import Subject
 
 METRICS = ("accuracy", "probability")
@@ -117,15 +118,33 @@ class Classification:
         Raises:
             EvaluationError: Logits are not finite, or a gold class has no output.
         """
+        if self.has_margins:
+            return self.evaluate_with_margins(subject, positions)[0]
         wanted = chosen(len(self._gold()), positions)
-        logits = self._checked_logits(subject, wanted)
-        if self.metric == "accuracy":
-            scores = self.marks(logits.argmax(axis=1).tolist(), wanted)
-        else:
-            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-            gold = self._gold()[wanted]
-            scores = shifted[np.arange(len(gold)), gold] / shifted.sum(axis=1)
+        logits, gold = self._checked_logits(subject, wanted), self._gold()[wanted]
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = shifted[np.arange(len(gold)), gold] / shifted.sum(axis=1)
         return checked_scores(scores, n=len(wanted), subject=subject.name, path=self.examples)
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether an example is right or wrong."""
+        return self.metric == "accuracy"
+
+    def evaluate_with_margins(
+        self, subject: Subject, positions: IntArray | None = None
+    ) -> tuple[ScoreArray, ScoreArray]:
+        """Return 0 or 1, and by how much the gold logit leads; see `GivesMargins`.
+
+        Raises:
+            EvaluationError: Logits are not finite, or a gold class has no output.
+        """
+        wanted = chosen(len(self._gold()), positions)
+        logits, gold = self._checked_logits(subject, wanted), self._gold()[wanted]
+        right = self.marks(logits.argmax(axis=1).tolist(), wanted)
+        scores = checked_scores(right, n=len(wanted), subject=subject.name, path=self.examples)
+        margins = [margin_of(row, label) for row, label in zip(logits, gold, strict=True)]
+        return scores, np.array(margins, np.float32)
 
     def why_no_vote(self) -> str:
         """Return "" where an example is right or wrong."""

@@ -23,6 +23,7 @@ from evomerge.evaluation.examples import (
     read_rows,
     stamp,
 )
+from evomerge.evaluation.margins import margin_of
 from evomerge.evaluation.text_model import TextModel
 from evomerge.evaluation.vllm_engine import VllmEngine
 
@@ -57,6 +58,7 @@ class MultipleChoice:
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    has_margins: ClassVar[bool] = True
 
     examples: Path
     normalise: str = "none"
@@ -104,13 +106,27 @@ class MultipleChoice:
         Raises:
             EvaluationError: A log-likelihood is not finite, or an example is too long.
         """
-        wanted = chosen(len(read_rows(self.examples, self.rows)), positions)
-        return checked_scores(
-            self.marks(self.answers(subject, wanted), wanted),
+        return self.evaluate_with_margins(subject, positions)[0]
+
+    def evaluate_with_margins(
+        self, subject: TextModel | ServedSubject, positions: IntArray | None = None
+    ) -> tuple[ScoreArray, ScoreArray]:
+        """Return 0.0 or 1.0, and by how much the gold option leads; see `GivesMargins`.
+
+        Raises:
+            EvaluationError: A log-likelihood is not finite, or an example is too long.
+        """
+        rows = read_rows(self.examples, self.rows)
+        wanted = chosen(len(rows), positions)
+        table, gold = self._checked_logprobs(subject, wanted), self._gold(rows)[wanted]
+        scores = checked_scores(
+            self.marks([_first_best(logprobs) for logprobs in table], wanted),
             n=len(wanted),
             subject=subject.name,
             path=self.examples,
         )
+        margins = [margin_of(line, right) for line, right in zip(table, gold, strict=True)]
+        return scores, np.array(margins, np.float32)
 
     def probe(self, subject: TextModel | ServedSubject, positions: IntArray) -> list[float]:
         """Return the log-likelihood of every option of these examples; see `Probes`."""
@@ -128,6 +144,12 @@ class MultipleChoice:
         Raises:
             EvaluationError: A log-likelihood is not finite, or an example is too long.
         """
+        return [_first_best(logprobs) for logprobs in self._checked_logprobs(subject, positions)]
+
+    def _checked_logprobs(
+        self, subject: TextModel | ServedSubject, positions: IntArray
+    ) -> list[FloatArray]:
+        """Return (options,) log-likelihoods of each of these examples, all finite."""
         rows = read_rows(self.examples, self.rows)
         wanted = chosen(len(rows), positions)
         self._gold(rows)  # checks every row
@@ -139,7 +161,7 @@ class MultipleChoice:
                     f"{subject.name}: a log-likelihood on {rows[i].path}:{rows[i].line} is not "
                     "finite; the merged weights are probably broken."
                 )
-        return [_first_best(logprobs) for logprobs in table]
+        return table
 
     def marks(self, answers: Sequence[int], positions: IntArray) -> ScoreArray:
         """Return (n,) 1.0 where an option is the gold one, else 0.0."""

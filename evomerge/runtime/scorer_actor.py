@@ -85,8 +85,12 @@ class ScorerActor:
         if outcome.is_transient:
             return Reply(error=done.error, detail=outcome.detail)
         # Plain arrays: a scorer may return views, mappings or subclasses of anything.
-        scores = {str(task): np.array(v, np.float32) for task, v in done.scores.items()}
-        return Reply((scores, done.error, done.weights_digest, outcome.seconds, outcome.detail))
+        scores, margins = (
+            {str(task): np.array(v, np.float32) for task, v in given.items()}
+            for given in (done.scores, done.margins)
+        )
+        found = (scores, margins, done.error, done.weights_digest)
+        return Reply((*found, outcome.seconds, outcome.detail))
 
     def last_look(self) -> Reply:
         """Have a worker with a canary look at it once more; see `Worker.last_look`."""
@@ -114,8 +118,10 @@ def outcome_of(reply: Reply, assignment: Assignment, worker: str) -> Outcome:
     """
     if reply.unavailable:
         raise UnavailableError(reply.unavailable)
-    scores, error, weights_digest, seconds, detail = reply.value
+    scores, margins, error, weights_digest, seconds, detail = reply.value
     # Copies: large answers lie in Ray's object store for as long as an array shows them.
-    scores = {task: np.array(values) for task, values in scores.items()}
-    evaluation = Evaluation(assignment.candidate, scores, error, weights_digest)
+    scores, margins = (
+        {task: np.array(values) for task, values in given.items()} for given in (scores, margins)
+    )
+    evaluation = Evaluation(assignment.candidate, scores, error, weights_digest, margins=margins)
     return Outcome(evaluation, seconds, worker, assignment.attempt, detail)

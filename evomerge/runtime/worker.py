@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evomerge.core.arrays import IntArray, ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation, split_scores
+from evomerge.core.candidate import Candidate, Evaluation, known_margins, split_scores
 from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import (
@@ -30,6 +30,7 @@ from evomerge.errors import (
 )
 from evomerge.evaluation.evaluator import Evaluator
 from evomerge.evaluation.http_client import Meter, usage_text
+from evomerge.evaluation.margins import score_with_margins
 from evomerge.evaluation.packages import what_to_install
 from evomerge.evaluation.sanity import watched_outputs
 from evomerge.evaluation.served_subject import ServedModel
@@ -55,15 +56,28 @@ class CandidateScorer(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What examples of all tasks scored, in task-name order.
+
+    Attributes:
+        scores: (N,) float32, NaN where an example was not scored.
+        margins: (N,) float32, NaN where there is none; see `evaluation.margins`.
+    """
+
+    scores: ScoreArray
+    margins: ScoreArray
+
+
 class ScoreMemory(Protocol):
     """Remembers what merged tensors scored, in other runs as well."""
 
-    def recall(self, weights: str) -> ScoreArray:
-        """Return (N,) scores over all tasks, in task-name order; NaN where none is known."""
+    def recall(self, weights: str) -> Scored:
+        """Return what is known of merged tensors."""
         ...
 
-    def keep(self, weights: str, row: ScoreArray) -> None:
-        """Remember (N,) scores; NaN where an example was not scored."""
+    def keep(self, weights: str, scored: Scored) -> None:
+        """Remember what was scored."""
         ...
 
 
@@ -108,7 +122,7 @@ class Worker:
         self.memory: ScoreMemory | None = None  # set it to have scores of other runs taken over
         self._canary: Canary | None = None
         # Scores for `memory`, which other runs trust, until the canary confirms them.
-        self._unconfirmed: list[tuple[str, ScoreArray]] = []
+        self._unconfirmed: list[tuple[str, Scored]] = []
         self._n_recalled = 0  # scores of the candidate in hand that came from `memory`
         self._digest = WeightsDigest()
         # Of each resident model: tensor -> key of the value it holds.
@@ -174,8 +188,14 @@ class Worker:
                 self._canary.look(candidate.id)
             weights = self.install(candidate.recipe)
             self._check_resident(candidate.recipe)
-            scores = self._scores_of(weights, candidate.examples)
-            evaluation = Evaluation(candidate, scores, None, weights)
+            scored_now = self._scored(weights, candidate.examples)
+            evaluation = Evaluation(
+                candidate,
+                split_scores(scored_now.scores, self.sizes),
+                None,
+                weights,
+                margins=known_margins(scored_now.margins, self.sizes),
+            )
         except torch.AcceleratorError as error:
             raise ExecutorError(
                 f"{self._device} failed at candidate {candidate.id}: {first_line(error)}. Nothing "
@@ -251,33 +271,38 @@ class Worker:
                 name=subject.name,
             )
 
-    def _scores_of(self, weights: str, examples: IntArray | None) -> dict[str, ScoreArray]:
-        """Return what `score` does, with what is remembered of the installed tensors."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Task -> number of examples, in task-name order."""
+        return {task: e.n_examples() for task, (e, _) in self._evaluators.items()}
+
+    def _scored(self, weights: str, examples: IntArray | None) -> Scored:
+        """Return what `_score_all` does, with what is remembered of the installed tensors."""
         if self.memory is None or not weights:
-            return self.score(examples)
-        sizes = {task: e.n_examples() for task, (e, _) in self._evaluators.items()}
-        wanted = np.arange(sum(sizes.values())) if examples is None else examples
+            return self._score_all(examples)
         known = self.memory.recall(weights)
-        row = np.full(len(known), np.nan, np.float32)
-        row[wanted] = known[wanted]
-        missing = wanted[np.isnan(known[wanted])]
+        wanted = np.arange(len(known.scores)) if examples is None else examples
+        scores, margins = np.full((2, len(known.scores)), np.nan, np.float32)
+        scores[wanted], margins[wanted] = known.scores[wanted], known.margins[wanted]
+        missing = wanted[np.isnan(known.scores[wanted])]
         self._n_recalled = len(wanted) - len(missing)
         if len(missing):
-            whole = len(missing) == len(row)
-            scored = self.score(None if whole else missing)
-            new = np.concatenate([scored[task] for task in sizes])
+            whole = len(missing) == len(scores)
+            new = self._score_all(None if whole else missing)
             if self._canary is None:
                 self.memory.keep(weights, new)
             else:
                 self._unconfirmed.append((weights, new))
-            row = np.where(np.isnan(new), row, new)
-        return split_scores(row, sizes)
+            is_old = np.isnan(new.scores)
+            scores = np.where(is_old, scores, new.scores)
+            margins = np.where(is_old, margins, new.margins)
+        return Scored(scores, margins)
 
     def _keep_confirmed(self) -> None:
         """Tell `memory` what was scored before the canary was found alive."""
-        for weights, row in self._unconfirmed:
+        for weights, scored in self._unconfirmed:
             if self.memory is not None:
-                self.memory.keep(weights, row)
+                self.memory.keep(weights, scored)
         self._unconfirmed.clear()
 
     def score(self, examples: IntArray | None = None) -> dict[str, ScoreArray]:
@@ -292,23 +317,25 @@ class Worker:
         Raises:
             EvaluationError: A task cannot be scored.
         """
-        scores: dict[str, ScoreArray] = {}
-        start = 0
+        return split_scores(self._score_all(examples).scores, self.sizes)
+
+    def _score_all(self, examples: IntArray | None) -> Scored:
+        """Score the installed model on (n,) positions over all tasks; None: all."""
+        sizes, start = self.sizes, 0
+        scores, margins = np.full((2, sum(sizes.values())), np.nan, np.float32)
         for task, (evaluator, subject) in self._evaluators.items():
-            n_examples = evaluator.n_examples()
+            stop = start + sizes[task]
             own = None
             if examples is not None:
-                own = examples[(examples >= start) & (examples < start + n_examples)] - start
-                scores[task] = np.full(n_examples, np.nan, np.float32)
+                own = examples[(examples >= start) & (examples < stop)] - start
             if own is None or len(own):
+                where = slice(start, stop) if own is None else start + own
                 with _watched(subject):
-                    found = evaluator.evaluate(subject, own)
-                if own is None:
-                    scores[task] = _checked(task, found, n_examples)
-                else:
-                    scores[task][own] = _checked(task, found, len(own))
-            start += n_examples
-        return scores
+                    found, leads = score_with_margins(evaluator, subject, own)
+                scores[where] = _checked(task, found, stop - start if own is None else len(own))
+                margins[where] = _checked_margins(task, leads, len(found))
+            start = stop
+        return Scored(scores, margins)
 
     def answers(self) -> dict[str, Sequence[Answer]]:
         """Return every task's answers of the installed model, see `evaluation.vote`.
@@ -338,6 +365,14 @@ def _checked(task: str, scores: ScoreArray, n_examples: int) -> ScoreArray:
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise EvaluationError(f"task {task!r}: score {bad} is {scores[bad]}, not a finite number")
     return scores.astype(np.float32, copy=False)  # as they are read back from the run
+
+
+def _checked_margins(task: str, margins: ScoreArray, n_examples: int) -> ScoreArray:
+    if np.shape(margins) != (n_examples,) or np.isinf(margins).any():
+        raise EvaluationError(
+            f"task {task!r}: margins must be {n_examples} numbers, none of them infinite"
+        )
+    return margins
 
 
 def _digested(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evomerge.core.arrays import IntArray, ScoreArray
-from evomerge.core.candidate import Evaluation, scored_examples, split_scores
+from evomerge.core.candidate import Evaluation, known_margins, scored_examples, split_scores
 from evomerge.errors import RunError
 from evomerge.search.ports import RunLog
 
@@ -48,7 +48,7 @@ class Ledger:
         if recipe not in self._entries:
             return examples
         wanted = np.arange(self.n_examples) if examples is None else examples
-        found: IntArray = wanted[np.isnan(self._scores(recipe)[wanted])]
+        found: IntArray = wanted[np.isnan(self._row(recipe)[0][wanted])]
         return found
 
     def with_known(self, recipe: str, evaluation: Evaluation) -> Evaluation:
@@ -61,23 +61,28 @@ class Ledger:
         known = self._entries.get(recipe)
         if evaluation.error is not None or (known is None and candidate.examples is None):
             return evaluation
-        row = np.full(self.n_examples, np.nan, np.float32)
+        row = margins = np.full(self.n_examples, np.nan, np.float32)
         if evaluation.scores:
-            row = evaluation.flat_scores()
+            row, margins = evaluation.flat_scores(), evaluation.flat_margins()
             wanted = slice(None) if candidate.examples is None else candidate.examples
             if np.isnan(row[wanted]).any():
                 raise RunError(f"candidate {candidate.id}: a score is not a number")
         weights = evaluation.weights_digest
         if known is not None:
-            row = np.where(np.isnan(row), self._scores(recipe), row)
+            old, old_margins = self._row(recipe)
+            # What is known stays, and its margin with it.
+            margins = np.where(np.isnan(row), old_margins, margins)
+            row = np.where(np.isnan(row), old, row)
             weights = weights or known.weights
         return replace(
             evaluation,
             scores=split_scores(row, self._tasks),
             examples=scored_examples(row),
             weights_digest=weights,
+            margins=known_margins(margins, self._tasks),
         )
 
-    def _scores(self, recipe: str) -> ScoreArray:
+    def _row(self, recipe: str) -> tuple[ScoreArray, ScoreArray]:
+        """Return the (N,) scores and margins of a known recipe."""
         entry = self._entries[recipe]
         return self._log.read_scores(entry.row, entry.digest)

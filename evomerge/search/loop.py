@@ -59,6 +59,7 @@ class LoopPlan:
         tell_order: "asked" (repeatable) or "completed".
         seconds: Stop asking after this much wall time in this session; None: no limit.
         tasks: Task -> number of examples.
+        margins: Whether the log keeps margins, and the algorithm is told them.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class LoopPlan:
     tell_order: TellOrder = "asked"
     seconds: float | None = None
     tasks: Mapping[str, int] = field(kw_only=True)
+    margins: bool = False
 
     @property
     def n_examples(self) -> int:
@@ -107,6 +109,7 @@ class SearchLoop:
         self._parked: set[int] = set()  # of those, kept on disk
         self._costs: dict[int, int] = {}  # examples asked for, of those waiting
         self._digests: list[str] = []  # of recipes, by candidate id
+        self._held: set[str] = set()  # what later recipes may name as ancestors
         self._ledger = Ledger(log, plan.tasks)
         self._streak = 0  # failures in a row, in this process
         self._last: Evaluation | None = None
@@ -142,6 +145,7 @@ class SearchLoop:
                         "evomerge search CONFIG --run NEW --warm-start RUN"
                     )
                 self._register(again)
+                self._held.update(again.recipe.lineage(self._held))
             elif event["kind"] == "told" and evaluation is not None:
                 candidate = self.waiting.get(int(event["id"]))
                 if candidate is None:
@@ -204,7 +208,8 @@ class SearchLoop:
             if proposal is None:
                 return
             candidate = self._register(proposal)
-            self.log.append(asked_event(candidate, proposal.examples))
+            self.log.append(asked_event(candidate, proposal.examples, self._held))
+            self._held.update(candidate.recipe.lineage(self._held))
             self._submit(candidate, executor)
 
     @property
@@ -259,6 +264,8 @@ class SearchLoop:
             if turn not in self._ready:
                 return
             evaluation = self._ledger.with_known(self._digests[turn], self._ready.pop(turn))
+            if not self.plan.margins:  # a run that keeps none could not tell them again
+                evaluation = replace(evaluation, margins={})
             self._journal_told(evaluation)
             if self._learn(evaluation):
                 self.log.publish(self.front_json)
@@ -323,7 +330,7 @@ class SearchLoop:
             measured = [float(value) for value in self.front.feasibility.measure(evaluation)]
             if not np.isfinite(values + measured).all():
                 raise RunError(f"candidate {evaluation.candidate.id}: an objective is not finite")
-        row, digest = self.log.append_scores(evaluation.flat_scores())
+        row, digest = self.log.append_scores(evaluation.flat_scores(), evaluation.flat_margins())
         self.log.append(told_event(evaluation, values, row, digest, measured=measured))
         recipe = self._digests[evaluation.candidate.id]
         self._ledger.enter(recipe, row, digest, evaluation.weights_digest)

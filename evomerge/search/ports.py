@@ -58,12 +58,14 @@ class RunLog(Protocol):
         """Append one event to the journal; it survives the death of this process."""
         ...
 
-    def append_scores(self, scores: ScoreArray) -> tuple[int, str]:
-        """Append one (N,) row of per-example scores; return its row number and digest."""
+    def append_scores(
+        self, scores: ScoreArray, margins: ScoreArray | None = None
+    ) -> tuple[int, str]:
+        """Append one row, (N,) per-example scores and margins; return its number and digest."""
         ...
 
-    def read_scores(self, row: int, digest: str) -> ScoreArray:
-        """Return an (N,) row that was appended."""
+    def read_scores(self, row: int, digest: str) -> tuple[ScoreArray, ScoreArray]:
+        """Return the (N,) scores and margins of a row; a log without margins says NaN."""
         ...
 
     def park(self, evaluation: Evaluation) -> None:

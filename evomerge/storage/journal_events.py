@@ -59,6 +59,8 @@ def _header_fault(event: Mapping[str, Any]) -> str:
     tasks = event.get("tasks", {})
     if not isinstance(tasks, dict) or not all(_is_count(n) and n for n in tasks.values()):
         return "`tasks` must map tasks to numbers of examples"
+    if not isinstance(event.get("margins", False), bool):
+        return "`margins` must be true or false"
     for key in ("founders", "warm"):
         if not _is_count(event.get(key, 0)) or event.get(key, 0) > MAX_FOUNDERS:
             return f"`{key}` must be a number of at most {MAX_FOUNDERS}"

@@ -31,7 +31,13 @@ from typing import Any
 import numpy as np
 
 from evomerge.core.arrays import ScoreArray
-from evomerge.core.candidate import Candidate, Evaluation, scored_examples, split_scores
+from evomerge.core.candidate import (
+    Candidate,
+    Evaluation,
+    known_margins,
+    scored_examples,
+    split_scores,
+)
 from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import JournalError, RunError
 from evomerge.storage.atomic import sync_folder, write_atomically
@@ -228,7 +234,7 @@ def stored_evaluations(
         elif "error" in event:
             yield event, Evaluation(STAND_IN, error=str(event["error"]))
         else:
-            row = scores.read(int(event["row"]), str(event["scores"]))
+            row, margins = scores.read_both(int(event["row"]), str(event["scores"]))
             yield (
                 event,
                 Evaluation(
@@ -237,6 +243,7 @@ def stored_evaluations(
                     None,
                     str(event["weights"]),
                     scored_examples(row),
+                    known_margins(margins, tasks),
                 ),
             )
 
@@ -247,13 +254,18 @@ def parked_file(evaluation: Evaluation) -> tuple[str, bytes]:
         "recipe": evaluation.candidate.recipe.digest(),
         "error": evaluation.error,
         "weights": evaluation.weights_digest,
-        "scores": {
-            task: base64.b64encode(values.astype("<f4").tobytes()).decode()
-            for task, values in evaluation.scores.items()
-        },
+        "scores": _packed(evaluation.scores),
     }
+    if evaluation.margins:
+        body["margins"] = _packed(evaluation.margins)
     data = canonical_json({"body": body, "digest": row_digest(canonical_json(body).encode())})
     return f"arrived/{evaluation.candidate.id:08d}.json", data.encode()
+
+
+def _packed(values: Mapping[str, ScoreArray]) -> dict[str, str]:
+    return {
+        task: base64.b64encode(own.astype("<f4").tobytes()).decode() for task, own in values.items()
+    }
 
 
 def sweep_temporary(folder: RunFolder) -> None:
@@ -290,13 +302,13 @@ class RunStore:
                 int(path.stem) for path in folder.arrived.glob("*.json") if path.stem.isdigit()
             }
             self._log = opened.enter_context(folder.events.open("a", encoding="utf-8"))
-            self.scores = ScoreLog(folder.scores, sum(tasks.values()))
+            self.scores = ScoreLog.of(folder.scores, {**header, "tasks": tasks})
             opened.callback(self.scores.close)
             sweep_temporary(folder)
             self._refuse_lost_journal()
             self.journal = JournalWriter(
                 folder.journal,
-                check=check_events,
+                check=self._check_events,
                 sync_first=self.scores.sync,
                 is_backed=self.scores.backs,
             )
@@ -311,6 +323,12 @@ class RunStore:
                 sync_folder(folder.path)
             self.header = check_header((self.journal.events or [dict(header)])[0], folder.journal)
             self._opened = opened.pop_all()
+
+    def _check_events(self, events: list[dict[str, Any]], path: Path) -> None:
+        """Check a journal that is there; what its header says of the scores is what counts."""
+        check_events(events, path)
+        if events:
+            self.scores.has_margins = bool(events[0].get("margins"))
 
     def _refuse_lost_journal(self) -> None:
         """Raise rather than begin anew over the results of a run whose journal is gone."""
@@ -328,14 +346,16 @@ class RunStore:
         self.lease.check()
         self.journal.append(event)
 
-    def append_scores(self, scores: ScoreArray) -> tuple[int, str]:
-        """Append one row of per-example scores, if this driver still owns the run."""
+    def append_scores(
+        self, scores: ScoreArray, margins: ScoreArray | None = None
+    ) -> tuple[int, str]:
+        """Append one row of per-example scores and margins, if this driver still owns the run."""
         self.lease.check()
-        return self.scores.append(scores)
+        return self.scores.append(scores, margins)
 
-    def read_scores(self, row: int, digest: str) -> ScoreArray:
-        """Return one (N,) row of per-example scores, checked against its digest."""
-        return self.scores.read(row, digest)
+    def read_scores(self, row: int, digest: str) -> tuple[ScoreArray, ScoreArray]:
+        """Return the (N,) scores and margins of a row, checked against its digest."""
+        return self.scores.read_both(row, digest)
 
     def park(self, evaluation: Evaluation) -> None:
         """Keep a result that arrived before its turn in ``arrived/<id>.json``."""
@@ -355,13 +375,16 @@ class RunStore:
                 return None
             if body["recipe"] != candidate.recipe.digest():
                 return None
-            scores = {
-                task: np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
-                for task, text in body["scores"].items()
-            }
+            scores, margins = (
+                {
+                    task: np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
+                    for task, text in body.get(kind, {}).items()
+                }
+                for kind in ("scores", "margins")
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None  # scored again: costs one evaluation, never a wrong score
-        return Evaluation(candidate, scores, body["error"], body["weights"])
+        return Evaluation(candidate, scores, body["error"], body["weights"], margins=margins)
 
     def unpark(self, candidate_id: int) -> None:
         """Delete a parked result whose event is in the journal."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.core.candidate import Candidate, Evaluation, split_scores
+from evomerge.core.candidate import Candidate, Evaluation, known_margins, split_scores
 from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import ConfigError, JournalError, RunError
 from evomerge.storage.journal import GENESIS, chain_hash
@@ -79,14 +79,13 @@ def salvage(folder: RunFolder) -> Salvage:
     folder.require()
     lines = _read_lines(folder.journal)
     tasks = _tasks(lines, folder.journal)
-    scores = ScoreLog(folder.scores, sum(tasks.values()))
+    scores = ScoreLog.of(folder.scores, lines[0].event or {})
     n_kept, damage = _sound_part(lines, scores, folder.journal)
     kept, later = lines[:n_kept], lines[n_kept:]
     rows = sum(_is_scored(line.event) for line in kept)
     files = _other_files(folder)
     files["journal.jsonl"] = b"".join(line.data for line in kept)
-    width = 4 * scores.n_examples
-    files["scores.f32"] = _head(folder.scores, rows * width)
+    files["scores.f32"] = _head(folder.scores, rows * scores.row_bytes)
     done = {line.event["id"] for line in kept if line.event and line.event["kind"] == "told"}
     saved = _waiting(later, _recipes(lines), scores, tasks)
     files |= _parked_before(folder, done) | saved
@@ -189,7 +188,8 @@ def _recipes(lines: Sequence[Line]) -> dict[int, Recipe]:
         if event is None or event.get("kind") != "asked":
             continue
         try:
-            recipe = Recipe.from_json(event["recipe"], where=f"line {line.number}")
+            # Its digest is what matters, and ancestors are no part of that.
+            recipe = Recipe.from_json(event["recipe"], where=f"line {line.number}", shallow=True)
             if recipe.digest() == event["digest"]:
                 recipes[int(event["id"])] = recipe
         except (KeyError, TypeError, ValueError, ConfigError):
@@ -210,11 +210,17 @@ def _waiting(
         if recipe is None:
             continue
         try:
-            row = scores.read(int(event["row"]), str(event["scores"]))
+            row, margins = scores.read_both(int(event["row"]), str(event["scores"]))
         except JournalError:
             continue  # its scores are gone
         candidate = Candidate(int(event["id"]), recipe)
-        found = Evaluation(candidate, split_scores(row, tasks), None, str(event["weights"]))
+        found = Evaluation(
+            candidate,
+            split_scores(row, tasks),
+            None,
+            str(event["weights"]),
+            margins=known_margins(margins, tasks),
+        )
         name, data = parked_file(found)
         files[name] = data
     return files

@@ -20,7 +20,7 @@ from evomerge.evaluation.vllm_engine import VllmEngine
 from evomerge.merging.derived import Derived
 from evomerge.runtime.in_process import InProcessExecutor
 from evomerge.runtime.scorer_actor import Reply, ScorerActor
-from evomerge.runtime.worker import MergeInputs
+from evomerge.runtime.worker import MergeInputs, Scored
 from tests.evaluation import tiny_models
 
 WORDS = ("the cat", "a b c", "then there", "that is the one", "x", "another thing")
@@ -112,10 +112,10 @@ class Kept:
         self.weights = []
 
     def recall(self, weights):
-        return np.full(2 * len(WORDS), np.nan, np.float32)
+        return Scored(*np.full((2, 2 * len(WORDS)), np.nan, np.float32))
 
-    def keep(self, weights, row):
-        assert not np.isnan(row).any()
+    def keep(self, weights, scored):
+        assert not np.isnan(scored.scores).any()
         self.weights.append(weights)
 
 

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from evomerge.algorithms.random_search import RandomSearch
-from evomerge.core.candidate import Candidate, Evaluation, scored_examples
+from evomerge.core.candidate import Candidate, Evaluation, known_margins, scored_examples
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.search_space import SearchedParam, SearchSpace
 from evomerge.search.loop import LoopPlan, SearchLoop
@@ -28,9 +28,12 @@ SPACE = SearchSpace(
 def score(candidate: Candidate) -> Evaluation:
     """A pure function of the recipe."""
     weights = candidate.recipe.params["weights"][0]
-    a = (np.arange(10) / 10 < weights[0]).astype(np.float32)
-    b = (np.arange(6) / 6 < weights[1]).astype(np.float32)
-    return Evaluation(candidate, {"a": a, "b": b}, None, "w")
+    margins = {
+        "a": (weights[0] - np.arange(10) / 10).astype(np.float32),
+        "b": (weights[1] - np.arange(6) / 6).astype(np.float32),
+    }
+    scores = {task: (own > 0.0).astype(np.float32) for task, own in margins.items()}
+    return Evaluation(candidate, scores, None, "w", margins=margins)
 
 
 class MemoryLog:
@@ -43,8 +46,9 @@ class MemoryLog:
     def append(self, event) -> None:
         self.events.append(dict(event))
 
-    def append_scores(self, scores):
-        self.rows.append(scores.copy())
+    def append_scores(self, scores, margins=None):
+        missing = np.full_like(scores, np.nan)
+        self.rows.append((scores.copy(), missing if margins is None else margins.copy()))
         return len(self.rows) - 1, "digest"
 
     def read_scores(self, row, digest):
@@ -121,13 +125,15 @@ def make_loop(
     algorithm=None,
     seed=3,
     space=SPACE,
+    margins=True,
 ):
+    tasks = {"a": 10, "b": 6}
     return SearchLoop(
         algorithm=algorithm or RandomSearch(),
         space=space,
         objectives=OBJECTIVES,
         log=log if log is not None else MemoryLog(),
-        plan=LoopPlan(seed, evaluations, look_ahead, tell_order, tasks={"a": 10, "b": 6}),
+        plan=LoopPlan(seed, evaluations, look_ahead, tell_order, tasks=tasks, margins=margins),
     )
 
 
@@ -140,6 +146,7 @@ def replayable(log: MemoryLog):
         elif "error" in event:
             yield event, Evaluation(stand_in, error=event["error"])
         else:
-            row = log.rows[event["row"]]
+            row, leads = log.rows[event["row"]]
             scores, examples = {"a": row[:10], "b": row[10:]}, scored_examples(row)
-            yield event, Evaluation(stand_in, scores, None, event["weights"], examples)
+            margins = known_margins(leads, {"a": 10, "b": 6})
+            yield event, Evaluation(stand_in, scores, None, event["weights"], examples, margins)

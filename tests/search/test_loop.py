@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.algorithms.auto import Auto
 from evomerge.algorithms.nevergrad_adapter import CmaEs
 from evomerge.algorithms.optuna_adapter import Nsga2
 from evomerge.algorithms.random_search import RandomSearch
-from evomerge.core.candidate import Evaluation, Proposal, split_scores
+from evomerge.core.candidate import Evaluation, Proposal, known_margins, split_scores
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, ReplayError
@@ -18,7 +19,12 @@ from evomerge.search.ports import Outcome
 
 from .fakes import SPACE, Killed, MemoryLog, ShuffledExecutor, make_loop, replayable, score
 
-ALGORITHMS = {"random": lambda: None, "cma_es": CmaEs, "nsga2": lambda: Nsga2(population_size=8)}
+ALGORITHMS = {
+    "random": lambda: None,
+    "cma_es": CmaEs,
+    "nsga2": lambda: Nsga2(population_size=8),
+    "auto": Auto,  # learns from margins
+}
 
 
 def run(seed=0, *, slots=4, make=lambda: None, **options):
@@ -79,6 +85,59 @@ def test_killed_and_resumed_run_ends_with_the_same_journal(kill_after, seed, nam
     assert log.events == whole.events
     assert sorted(scored) == sorted(undisturbed.scored), "parked results must not be scored again"
     assert not log.park_box
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_margins_are_told_where_the_run_keeps_them(keeps):
+    class Heard(RandomSearch):
+        def tell(self, evaluation):
+            margins.append(evaluation.flat_margins())
+            super().tell(evaluation)
+
+    margins: list = []
+    log = MemoryLog()
+    make_loop(log, algorithm=Heard(), evaluations=20, margins=keeps).run(ShuffledExecutor(0))
+    assert len(margins) == 20
+    kept = [row for _, row in log.rows]
+    np.testing.assert_array_equal(margins, kept)
+    right = [row for row, _ in log.rows]
+    if keeps:
+        np.testing.assert_array_equal(np.array(kept) > 0, np.array(right) == 1.0)
+    else:
+        assert np.isnan(kept).all()
+
+
+def test_a_recipe_scored_in_two_parts_has_the_margins_of_both():
+    class InTwoParts:
+        def start(self, space, objectives, rng):
+            recipe = space.decode(space.initial())
+            parts = (np.arange(7), np.arange(16))
+            self.left = [Proposal(recipe, (), "", part) for part in parts]
+            self.told = []
+
+        def ask(self):
+            return self.left.pop(0) if self.left and len(self.told) == 2 - len(self.left) else None
+
+        def tell(self, evaluation):
+            self.told.append(evaluation)
+
+    def some(candidate):
+        whole = score(candidate)
+        hidden = np.ones(16, bool)
+        hidden[candidate.examples] = False
+        scores, margins = whole.flat_scores(), whole.flat_margins()
+        scores[hidden] = margins[hidden] = np.nan
+        sizes = {"a": 10, "b": 6}
+        cut = split_scores(scores, sizes), known_margins(margins, sizes)
+        return Evaluation(candidate, cut[0], None, "w", candidate.examples, cut[1])
+
+    algorithm = InTwoParts()
+    make_loop(algorithm=algorithm, evaluations=3).run(ShuffledExecutor(0, scorer=some))
+    first, second = algorithm.told
+    expected = score(second.candidate).flat_margins()
+    np.testing.assert_array_equal(first.flat_margins()[:7], expected[:7])
+    assert np.isnan(first.flat_margins()[7:]).all()
+    np.testing.assert_array_equal(second.flat_margins(), expected)
 
 
 def test_journal_cut_at_any_event_resumes_to_the_same_end():
