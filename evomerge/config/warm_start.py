@@ -16,7 +16,8 @@ from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.recipe import Recipe
 from evomerge.errors import RunError
 from evomerge.search.journal_recipes import JournalRecipes
-from evomerge.storage.run_store import RunFolder, parked_file, stored_evaluations
+from evomerge.storage.parked import parked_file
+from evomerge.storage.run_store import RunFolder, stored_evaluations
 from evomerge.storage.score_log import ScoreLog
 
 if TYPE_CHECKING:

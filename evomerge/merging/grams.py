@@ -261,10 +261,16 @@ def change_basis(gram: FloatArray, space: ModelSpace, sources: tuple[str, ...]) 
         (J, J) float64 over (r_0, r_1 - r_0, …) of `sources`.
     """
     if sources[0] == space.sources[0]:
-        chosen = [space.sources.index(name) for name in sources]
-        return np.ascontiguousarray(gram[np.ix_(chosen, chosen)])
+        return np.ascontiguousarray(gram[_chosen(space.sources, sources)])
     rows = _basis_rows(space.sources, sources)
     return rows @ gram @ rows.T
+
+
+@lru_cache(maxsize=64)
+def _chosen(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[Array, ...]:
+    """Return the rows and columns of a matrix over some of its sources."""
+    chosen = [old.index(name) for name in new]
+    return np.ix_(chosen, chosen)
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -68,7 +69,11 @@ class Karcher(OperatorDefaults):
                 f"karcher: max_iter is {self.max_iter} and tol is {self.tol:g}; "
                 "neither may be negative or infinite"
             )
-        normalized(self.weights, operator="karcher")
+        self._shares  # noqa: B018  (refuses weights that are all zero)
+
+    @cached_property
+    def _shares(self) -> tuple[float, ...]:
+        return normalized(self.weights, operator="karcher")
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
@@ -79,7 +84,7 @@ class Karcher(OperatorDefaults):
 
     def _coefficients(self, points: FloatArray) -> list[float]:
         """Return (E,) factors of the points with this (E, E) Gram matrix."""
-        weights = normalized(self.weights, operator="karcher")
+        weights = self._shares
         if max(weights) == 1.0:
             return list(weights)
         shares = np.array(weights)

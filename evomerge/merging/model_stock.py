@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Annotated, ClassVar
 
@@ -85,7 +86,7 @@ class ModelStock(OperatorDefaults):
                 more.
         """
         n_experts = len(gram) - 1
-        share = float(self._shares(gram[1:, 1:, None])[0]) * self.multiplier / n_experts
+        share = _share(gram[1:, 1:].tobytes(), n_experts, self.compat) * self.multiplier / n_experts
         return over_base([share] * n_experts)
 
     def _merge_rows(self, tensors: TensorInputs) -> Tensor:
@@ -93,32 +94,39 @@ class ModelStock(OperatorDefaults):
         shape = tensors.experts[0].shape
         length = shape[-1] if self.compat == "mergekit" else math.prod(shape[1:])
         deltas = [delta.reshape(-1, length) for delta in tensors.deltas]
-        shares = self._shares(row_grams(deltas, length).numpy()) * (self.multiplier / len(deltas))
+        shares = _shares(row_grams(deltas, length).numpy(), self.compat)
+        shares = shares * (self.multiplier / len(deltas))
         factors = torch.from_numpy(shares).to(deltas[0])
         total = torch.stack(deltas).sum(0).mul_(factors[:, None])
         return tensors.add_to_base(total.reshape(shape))
 
-    def _shares(self, points: FloatArray) -> FloatArray:
-        """Return (R,) t for (E, E, R) float64 Gram matrices of task vectors."""
-        n = len(points)
-        one, other = map(list, zip(*combinations(range(n), 2), strict=True))
-        lengths = np.sqrt(points.diagonal().T)
-        products = lengths[one] * lengths[other]
-        if self.compat == "mergekit":
-            products = np.maximum(products, _MERGEKIT_SMALLEST)
-        cosines = np.divide(
-            points[one, other], products, out=np.zeros_like(products), where=products > 0.0
-        )
-        mean = np.minimum(np.maximum(cosines, -1.0), 1.0).mean(0)
-        divisor = 1.0 + (n - 1) * mean
-        shares: FloatArray = np.divide(
-            n * mean, divisor, out=np.zeros_like(mean), where=divisor != 0.0
-        )
-        if self.compat == "mergekit":
-            return shares
-        # mean >= -1 / (n - 1): where it is negative, t would be negative too.
-        shares = np.where(mean > 0.0, np.minimum(shares, 1.0), 0.0)
+
+@lru_cache(maxsize=1 << 14)
+def _share(content: bytes, n_experts: int, compat: Compat) -> float:
+    """Return t for one Gram matrix of task vectors, the same for every candidate of a search."""
+    points = np.frombuffer(content).reshape(n_experts, n_experts, 1)
+    return float(_shares(points, compat)[0])
+
+
+def _shares(points: FloatArray, compat: Compat) -> FloatArray:
+    """Return (R,) t for (E, E, R) float64 Gram matrices of task vectors."""
+    n = len(points)
+    one, other = map(list, zip(*combinations(range(n), 2), strict=True))
+    lengths = np.sqrt(points.diagonal().T)
+    products = lengths[one] * lengths[other]
+    if compat == "mergekit":
+        products = np.maximum(products, _MERGEKIT_SMALLEST)
+    cosines = np.divide(
+        points[one, other], products, out=np.zeros_like(products), where=products > 0.0
+    )
+    mean = np.minimum(np.maximum(cosines, -1.0), 1.0).mean(0)
+    divisor = 1.0 + (n - 1) * mean
+    shares: FloatArray = np.divide(n * mean, divisor, out=np.zeros_like(mean), where=divisor != 0.0)
+    if compat == "mergekit":
         return shares
+    # mean >= -1 / (n - 1): where it is negative, t would be negative too.
+    shares = np.where(mean > 0.0, np.minimum(shares, 1.0), 0.0)
+    return shares
 
 
 def row_grams(deltas: Sequence[Tensor], length: int) -> Tensor:

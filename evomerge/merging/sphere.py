@@ -52,6 +52,13 @@ def angle(gram: FloatArray, x: Sequence[float], y: Sequence[float]) -> float:
     Computed from the difference of the unit vectors: fine-tunes of one base have cosines above
     0.999, where arccos loses half the digits.
     """
+    return _angle(gram.tobytes(), tuple(x), tuple(y))
+
+
+@lru_cache(maxsize=1 << 14)
+def _angle(content: bytes, x: tuple[float, ...], y: tuple[float, ...]) -> float:
+    """Return `angle`, which is the same for every candidate of a search."""
+    gram = np.frombuffer(content).reshape(len(x), len(x))
     length_x, length_y = norm(gram, x), norm(gram, y)
     if length_x == 0.0 or length_y == 0.0:
         return 0.0

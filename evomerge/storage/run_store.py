@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -38,7 +37,7 @@ from evomerge.core.candidate import (
     scored_examples,
     split_scores,
 )
-from evomerge.core.recipe import Recipe, canonical_json
+from evomerge.core.recipe import Recipe
 from evomerge.errors import JournalError, RunError
 from evomerge.storage.atomic import sync_folder, write_atomically
 from evomerge.storage.journal import JournalWriter, read_journal
@@ -46,8 +45,9 @@ from evomerge.storage.journal_events import check_events
 from evomerge.storage.lease import Lease
 from evomerge.storage.lease_probe import is_driven
 from evomerge.storage.mirror import Mirror
+from evomerge.storage.parked import parked_file, parked_result
 from evomerge.storage.remote_run import RemoteRun
-from evomerge.storage.score_log import ScoreLog, row_digest
+from evomerge.storage.score_log import ScoreLog
 
 FRONT_SECONDS = 1.0
 _OWN_NAMES = (
@@ -248,26 +248,6 @@ def stored_evaluations(
             )
 
 
-def parked_file(evaluation: Evaluation) -> tuple[str, bytes]:
-    """Return name (inside the run folder) and content of a result that waits for its turn."""
-    body = {
-        "recipe": evaluation.candidate.recipe.digest(),
-        "error": evaluation.error,
-        "weights": evaluation.weights_digest,
-        "scores": _packed(evaluation.scores),
-    }
-    if evaluation.margins:
-        body["margins"] = _packed(evaluation.margins)
-    data = canonical_json({"body": body, "digest": row_digest(canonical_json(body).encode())})
-    return f"arrived/{evaluation.candidate.id:08d}.json", data.encode()
-
-
-def _packed(values: Mapping[str, ScoreArray]) -> dict[str, str]:
-    return {
-        task: base64.b64encode(own.astype("<f4").tobytes()).decode() for task, own in values.items()
-    }
-
-
 def sweep_temporary(folder: RunFolder) -> None:
     """Delete temporary files that a killed driver left; only the lease's holder may."""
     for place in (folder.path, folder.arrived):
@@ -369,22 +349,10 @@ class RunStore:
         if candidate.id not in self._parked:
             return None
         try:
-            record = json.loads(self._parking(candidate.id).read_bytes())
-            body = record["body"]
-            if record["digest"] != row_digest(canonical_json(body).encode()):
-                return None
-            if body["recipe"] != candidate.recipe.digest():
-                return None
-            scores, margins = (
-                {
-                    task: np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
-                    for task, text in body.get(kind, {}).items()
-                }
-                for kind in ("scores", "margins")
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            data = self._parking(candidate.id).read_bytes()
+        except OSError:
             return None  # scored again: costs one evaluation, never a wrong score
-        return Evaluation(candidate, scores, body["error"], body["weights"], margins=margins)
+        return parked_result(data, candidate)
 
     def unpark(self, candidate_id: int) -> None:
         """Delete a parked result whose event is in the journal."""

@@ -19,7 +19,8 @@ from evomerge.core.recipe import Recipe, canonical_json
 from evomerge.errors import ConfigError, JournalError, RunError
 from evomerge.storage.journal import GENESIS, chain_hash
 from evomerge.storage.journal_events import event_fault
-from evomerge.storage.run_store import RunFolder, parked_file
+from evomerge.storage.parked import parked_file
+from evomerge.storage.run_store import RunFolder
 from evomerge.storage.score_log import ScoreLog
 
 # Made anew by the next driver, or of one driver only.

@@ -19,6 +19,7 @@ from evomerge.evaluation.multiple_choice import MultipleChoice
 from evomerge.evaluation.packages import package_versions
 from evomerge.evaluation.part import Part
 from evomerge.evaluation.vllm_engine import VllmEngine
+from evomerge.runtime.worker import Scored
 from evomerge.search.events import candidate_of
 from evomerge.storage.run_store import RunFolder
 from evomerge.storage.shared_ledger import SharedLedger
@@ -110,13 +111,13 @@ def test_another_tokenizer_shares_nothing(tmp_path):
         ledger = SharedLedger(tmp_path / "ledger")
         return SharedScores(ledger, evaluators, donor=donor, device="cpu", threads=1)
 
-    scores().keep("ab" * 16, np.ones(4, np.float32))
-    assert scores().recall("ab" * 16).tolist() == [1.0] * 4
+    scores().keep("ab" * 16, Scored(np.ones(4, np.float32), np.ones(4, np.float32)))
+    assert scores().recall("ab" * 16).scores.tolist() == [1.0] * 4
     for name in ("tokenizer.json", "chat_template.jinja"):
         (donor / name).write_text('{"changed": true}')
-        assert np.isnan(scores().recall("ab" * 16)).all()
+        assert np.isnan(scores().recall("ab" * 16).scores).all()
         (donor / name).write_text("{}")
-    assert scores().recall("ab" * 16).tolist() == [1.0] * 4
+    assert scores().recall("ab" * 16).scores.tolist() == [1.0] * 4
 
 
 def test_versions_of_what_a_task_uses_are_part_of_header_and_keys():

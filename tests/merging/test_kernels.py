@@ -48,6 +48,20 @@ def test_weighted_sum_equals_torch_bit_for_bit(n_sources, dtype, out_dtype):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("n", [1, 20, 31, 500, 512, 600, 1100, 2000])
+@pytest.mark.parametrize("skipped", [0, 4, 28, 32, 33])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_weighted_sum_writes_its_elements_and_no_others(dtype, skipped, n):
+    _, sources = models(2, dtype, n)
+    terms = list(zip((0.3, -0.6), sources, strict=True))
+    room, expected = torch.full((n + 600,), 7.0, dtype=dtype), torch.empty(n, dtype=dtype)
+    assert weighted_sum(terms, room[skipped : skipped + n], least=1)
+    torch_weighted_sum(terms, expected)
+    assert torch.equal(room[skipped : skipped + n], expected)
+    assert (room[:skipped] == 7.0).all()
+    assert (room[skipped + n :] == 7.0).all()
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -3.0e38])
 def test_a_result_that_is_not_finite_is_noticed(value):
     _, (a, b) = models(2, F32)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
-from evomerge.merging.model_stock import ModelStock, row_grams
+from evomerge.merging.model_stock import ModelStock, _shares, row_grams
 from tests.merging.tensors import inputs_of, random_tensors, relative_error
 from tests.merging.test_properties import cases, error_of, fast
 
@@ -135,7 +135,7 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for n_threads in (1, 2, 3):
             torch.set_num_threads(n_threads)
-            found.append(operator._shares(row_grams(inputs.deltas, 300_001).numpy()))
+            found.append(_shares(row_grams(inputs.deltas, 300_001).numpy(), operator.compat))
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found[0], found[1])

@@ -136,6 +136,47 @@ def stack(_context: Any, rows: Any, row_bytes: Any) -> Any:
     return types.voidptr(rows, row_bytes), generate
 
 
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def stream(_context: Any, address: Any, row: Any, n_bytes: Any) -> Any:
+    """Copy a row on the stack to an address, both aligned to cache lines, past the caches.
+
+    Args:
+        address: Where to.
+        row: An array.
+        n_bytes: A constant, a multiple of 64.
+    """
+    size = n_bytes.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[1])(context, builder, args[1]).data
+        line = ir.VectorType(_I32, 16)
+        source = builder.bitcast(data, line.as_pointer())
+        target = builder.inttoptr(args[0], line.as_pointer())
+        mark = builder.module.add_metadata([ir.Constant(_I32, 1)])
+        for i in range(size // 64):
+            at = ir.Constant(_I32, i)
+            store = builder.store(
+                builder.load(builder.gep(source, [at]), align=64),
+                builder.gep(target, [at]),
+                align=64,
+            )
+            store.set_metadata("nontemporal", mark)
+        return context.get_dummy_value()
+
+    return types.void(address, row, n_bytes), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fence(_context: Any) -> Any:
+    """Wait until what was streamed is in memory."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def stored_at(_context: Any, address: Any, _i: Any, like: Any) -> Any:
     """Return element i of an array at an address, of the dtype of `like`."""

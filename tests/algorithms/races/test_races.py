@@ -165,7 +165,7 @@ def replayed(log):
         if event["kind"] == "asked":
             yield event, None
         else:
-            row = log.rows[event["row"]]
+            row = log.rows[event["row"]][0]
             scores = split_scores(row, SIZES)
             yield event, Evaluation(Candidate(-1, None), scores, None, "w", scored_examples(row))
 
