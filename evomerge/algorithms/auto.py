@@ -23,6 +23,7 @@ from evomerge.core.objective import Objective, Objectives, mixture
 MAX_POINTS = 400  # in a model: the best half of them, and the latest
 MAX_TARGETS = 512  # per task; with more examples, means of some
 WIDEST = 10.0  # blurs: margins beyond count as so many, since one may be off by thousands
+LEAST_MARGINS = 0.9  # share of the points that have some, for these to be modelled
 MAX_MARGINS = 1024  # per task; with more examples, those of some
 ELITES = 6  # told points that proposals start from
 STEP_SIZES = (0.2, 0.1, 0.05, 0.02)  # of the unit cube, one screening each
@@ -231,28 +232,30 @@ class Auto:
     def _margin_model(
         self, task: str, rows: list[int], points: FloatArray, *, is_due: bool
     ) -> TaskModel | None:
-        """Return a model of a task's margins; None where too few are known."""
+        """Return a model of a task's margins; None where another one knows more.
+
+        That is where points were scored on some examples only (a race), where many have no
+        margins (a warm start), and where a constraint asks for the share that is really right.
+        """
         known = [self._margins[row].get(task) for row in rows]
         having = [i for i, own in enumerate(known) if own is not None]
-        if len(having) < MIN_POINTS:
+        if len(having) < max(MIN_POINTS, LEAST_MARGINS * len(rows)):
             return None
         margins = np.stack([own for own in known if own is not None])
-        margins = margins[:, (~np.isnan(margins)).sum(axis=0) >= MIN_POINTS]
-        is_known = ~np.isnan(margins)
-        has_any = is_known.any(axis=1)
-        if not has_any.any():
+        if np.isnan(margins).any():
             return None
-        margins, is_known = margins[has_any], is_known[has_any]
+        if any(task in item.measure.weights for item in self._objectives.constraints):
+            return None
         width = blur_of(margins)
-        margins = margins.clip(-WIDEST * width, WIDEST * width)
-        if width == 0.0:  # every point has the same margins, so nothing is learnt from them
+        if not width > 0.0:  # most examples of every point are alike
             return None
+        margins = margins.clip(-WIDEST * width, WIDEST * width)
         before = self._settings.get(task)
         return TaskModel.fit(
             self._columns,
-            points[np.array(having)[has_any]],
+            points[having],
             margins,
-            is_known,
+            np.ones(margins.shape, dtype=bool),
             is_graded=False,
             settings=before,
             steps=_steps(before, is_due=is_due),

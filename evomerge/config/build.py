@@ -34,7 +34,7 @@ from evomerge.core.linear_span import LinearSpan, block_size
 from evomerge.core.objective import Objective, Objectives
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, nearest
-from evomerge.evaluation.evaluator import evaluators
+from evomerge.evaluation.evaluator import Evaluator, evaluators
 from evomerge.evaluation.margins import gives_margins
 from evomerge.evaluation.packages import package_versions
 from evomerge.evaluation.part import whole_of
@@ -322,16 +322,17 @@ def build_header(
         "warm_start": warm_digest,
         "versions": versions,
     }
-    if keeps_margins(config, tasks):
-        header["margins"] = True
+    if keeps_margins(config, tasks.search):
+        # Versions that know no margins would cut the scores off.
+        header |= {"format": 2, "margins": True}
     return header
 
 
-def keeps_margins(config: RunConfig, tasks: Tasks) -> bool:
+def keeps_margins(config: RunConfig, evaluators: Mapping[str, Evaluator]) -> bool:
     """Return whether a new run keeps margins: its algorithm uses them and a task gives them."""
     algorithm = search_algorithms.get(str(config.algorithm["name"]))
     wants = bool(getattr(algorithm, "uses_margins", False))
-    return wants and any(gives_margins(evaluator) for evaluator in tasks.search.values())
+    return wants and any(map(gives_margins, evaluators.values()))
 
 
 def donor_digests(donor: Path) -> dict[str, str]:

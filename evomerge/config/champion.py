@@ -23,8 +23,7 @@ def run_champion(results: RunResults) -> int:
     scored = {
         int(event["id"]): event
         for event in results.scored
-        if "objectives" in event
-        and (not results.front_is_feasible or results.is_feasible(int(event["id"])))
+        if not results.front_is_feasible or results.is_feasible(int(event["id"]))
     }
     means = {i: float(np.mean(event["objectives"])) for i, event in scored.items()}
     ids = sorted(sorted(means, key=lambda i: (-means[i], i))[:CONTENDERS])

@@ -174,6 +174,6 @@ def _event_bytes(
     evaluation = Evaluation(candidate, scores, None, weights)
     values = [float(value) for value in build_objectives(prepared.config).values(evaluation)]
     events = (asked_event(candidate), told_event(evaluation, values, 0, "0" * 16))
-    width = 8 if keeps_margins(prepared.config, prepared.tasks) else 4
+    width = 8 if keeps_margins(prepared.config, prepared.tasks.search) else 4
     rows = sum(len(row) for row in scores.values()) * width
     return rows + sum(len(json.dumps(event)) for event in events)

@@ -211,7 +211,9 @@ class Session:
     def _refuse_changes(self, header: dict[str, Any]) -> None:
         then, now = json.loads(json.dumps(self.store.header)), json.loads(json.dumps(header))
         # A run goes on as it began: one from before margins were kept is told none.
-        then.pop("margins", None), now.pop("margins", None)
+        for key in ("format", "margins"):
+            then.pop(key, None)
+            now.pop(key, None)
         changed = header_differences(then, now)
         if changed:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

@@ -40,6 +40,7 @@ class SharedScores:
         donor: Path,
         device: str,
         threads: int,
+        needs_margins: bool = False,
     ) -> None:
         """Work out the keys.
 
@@ -49,6 +50,7 @@ class SharedScores:
             donor: Model folder whose config and tokenizer the scored model has.
             device: Where candidates are scored.
             threads: Of the CPU: sums in another order differ in their last bits.
+            needs_margins: A score counts as known only with the margin its evaluator gives.
         """
         self._ledger = ledger
         self._sizes = {task: e.n_examples() for task, e in sorted(evaluators.items())}
@@ -58,6 +60,7 @@ class SharedScores:
             if (found := example_digests(evaluator)) is not None
         }
         self._margins = {task for task, e in evaluators.items() if gives_margins(e)}
+        self._needed = self._margins if needs_margins else set()
         versions = [metadata.version(name) for name in ("torch", "transformers")]
         # The tokenizer's files beside the config: other tokens, other scores of the same weights.
         files = [donor_digests(donor), tokenizer_digest(donor)]
@@ -75,8 +78,7 @@ class SharedScores:
             np.concatenate([self._read(weights, task, kind) for task in self._sizes])
             for kind in ("", _MARGINS)
         )
-        # A score without the margin that a search was told with it does not count as known.
-        lacks = np.concatenate([np.full(n, t in self._margins) for t, n in self._sizes.items()])
+        lacks = np.concatenate([np.full(n, t in self._needed) for t, n in self._sizes.items()])
         scores[lacks & np.isnan(margins)] = np.nan
         return Scored(scores, margins)
 

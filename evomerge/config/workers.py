@@ -11,6 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from evomerge.config.build import keeps_margins
 from evomerge.config.cache import usable_cache
 from evomerge.config.engines import engine_of, refuse_engines
 from evomerge.config.locate import run_at
@@ -162,7 +163,14 @@ def open_memory(
         return None
     ledger = SharedLedger(Path(config.runtime.ledger))
     device = pick_device(config.runtime.device)
-    return SharedScores(ledger, evaluators, donor=models.donor, device=device, threads=threads)
+    return SharedScores(
+        ledger,
+        evaluators,
+        donor=models.donor,
+        device=device,
+        threads=threads,
+        needs_margins=keeps_margins(config, evaluators),
+    )
 
 
 def worker_of(

@@ -2,7 +2,9 @@
 
 The share is a distribution function at 0, known from the margins of T examples. Its smooth estimate
 varies less from one sample of examples to the next, and says where to go while no
-example changes sides.
+example changes sides. It is biased towards a half, most where answers are either sure or sure to be
+wrong, so it ranks models and is not shown as a score. The width is the reference rule of
+density estimates, chosen by measurement (docs/decisions/0006-auto.md).
 
 Shapes: P models, T examples.
 

@@ -368,11 +368,13 @@ def _checked(task: str, scores: ScoreArray, n_examples: int) -> ScoreArray:
 
 
 def _checked_margins(task: str, margins: ScoreArray, n_examples: int) -> ScoreArray:
-    if np.shape(margins) != (n_examples,) or np.isinf(margins).any():
+    with np.errstate(over="ignore"):
+        cast = np.asarray(margins, np.float32)
+    if cast.shape != (n_examples,) or np.isinf(cast).any():
         raise EvaluationError(
             f"task {task!r}: margins must be {n_examples} numbers, none of them infinite"
         )
-    return margins
+    return cast
 
 
 def _digested(

@@ -70,7 +70,7 @@ class Ledger:
         weights = evaluation.weights_digest
         if known is not None:
             old, old_margins = self._row(recipe)
-            # What is known stays, and its margin with it.
+            # A score that is new wins, and its margin with it.
             margins = np.where(np.isnan(row), old_margins, margins)
             row = np.where(np.isnan(row), old, row)
             weights = weights or known.weights

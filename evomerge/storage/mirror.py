@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 from evomerge.errors import RunError, RunLockedError
 from evomerge.storage.lease import LEASE_SECONDS, Lease
 from evomerge.storage.remote_lease import RemoteLease
 from evomerge.storage.remote_run import RemoteRun
+from evomerge.storage.score_log import ScoreLog
 from evomerge.storage.segments import Segment
 from evomerge.storage.working_folder import JOURNAL, SCORES, Copied, local_files
 
@@ -223,8 +225,8 @@ class Mirror:
 
 def _row_bytes(header: bytes) -> int:
     """Return the bytes of a row of scores, as the journal's first line says."""
-    tasks = json.loads(header)["event"].get("tasks", {})
-    return 4 * sum(int(size) for size in tasks.values())
+    event = json.loads(header)["event"]
+    return ScoreLog.of(Path(SCORES), {"tasks": {}, **event}).row_bytes
 
 
 def _has_row(line: bytes) -> bool:

@@ -209,8 +209,8 @@ class RunFolder:
 
 def check_header(event: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return a journal's first event if it is a header this version can read."""
-    if event.get("kind") != "header" or event.get("format") != 1:
-        raise JournalError(f"{path}: does not begin with a header of format 1")
+    if event.get("kind") != "header" or event.get("format") not in (1, 2):
+        raise JournalError(f"{path}: does not begin with a header of format 1 or 2")
     return dict(event)
 
 

@@ -21,7 +21,7 @@ from evomerge.storage.segments import read_segment, segment_name
 from evomerge.storage.working_folder import Position
 
 TASKS = {"a": 3, "b": 2}
-HEADER = {"kind": "header", "format": 1, "tasks": TASKS}
+HEADER = {"kind": "header", "format": 2, "tasks": TASKS, "margins": True}
 FILES = {"config.yaml": b"{}", "sources.json": b"[]", "derived.npz": b"\0\1"}
 URL = "s3://bucket/pop/run"
 
@@ -55,7 +55,8 @@ def opened(folder):
 
 
 def tell(store, number):
-    row, digest = store.append_scores(np.full(5, number / 8, np.float32))
+    margins = np.full(5, number - 2.5, np.float32)
+    row, digest = store.append_scores(np.full(5, number / 8, np.float32), margins)
     store.append(
         {
             "kind": "told",
