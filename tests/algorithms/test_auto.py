@@ -136,3 +136,60 @@ def test_bad_config(field, value):
 
 def test_contract_with_a_front():
     check_search_algorithm(lambda: Auto(front_share=0.5))
+
+
+def told(algorithm, space, n, *, margins=True, hidden=False, seed=0, start=0):
+    """Tell n random points whose 40 margins fall with the distance from 0.3, or their scores."""
+    rng = np.random.default_rng(seed)
+    levels = np.linspace(-1.0, 1.0, 40)
+    for number in range(start, start + n):
+        recipe = space.decode(rng.random(space.dimension))
+        leads = (levels - np.abs(recipe.params["weights"] - 0.3).sum()).astype(np.float32)
+        scores = {"o0": (leads > 0.0).astype(np.float32)}
+        if hidden:
+            leads[::2] = np.nan
+        given = {"o0": leads} if margins else {}
+        algorithm.tell(Evaluation(Candidate(number, recipe), scores, margins=given))
+
+
+@pytest.mark.parametrize(
+    ("groups", "is_modelled"),
+    [
+        ([{"n": 12}], True),
+        ([{"n": 20, "margins": False}, {"n": 3}], False),  # a warm start without margins
+        ([{"n": 2, "margins": False}, {"n": 30}], True),
+        ([{"n": 11}, {"n": 1, "hidden": True}], False),  # a race
+    ],
+)
+def test_margins_are_modelled_where_nearly_all_points_have_all(groups, is_modelled):
+    space, algorithm = task_space(2), Auto()
+    objectives = Objectives((Objective("o0", {"o0": 1.0}),))
+    algorithm.start(space, objectives, generator(0))
+    start = 0
+    for seed, group in enumerate(groups):
+        told(algorithm, space, **group, seed=seed, start=start)
+        start += group["n"]
+    model = algorithm._models()["o0"]
+    assert (model.width is not None) == is_modelled
+    assert len(model.processes[0]._points) == (30 if start == 32 else start)
+    assert np.isfinite(algorithm.ask().recipe.params["weights"]).all()
+
+
+def test_a_task_under_a_constraint_is_modelled_by_its_share():
+    limit = Constraint(Objective("o0", {"o0": 1.0}), Bound(0.5), is_minimum=True)
+    space, algorithm = task_space(2), Auto()
+    objectives = Objectives((Objective("o0", {"o0": 1.0}),), (limit,))
+    algorithm.start(space, objectives, generator(0))
+    told(algorithm, space, 12)
+    assert algorithm._models()["o0"].width is None
+
+
+def test_answers_that_are_all_alike_are_modelled_by_their_mean():
+    space, algorithm = task_space(2), Auto()
+    algorithm.start(space, Objectives((Objective("o0", {"o0": 1.0}),)), generator(0))
+    for number in range(5):
+        recipe = space.decode(np.full(space.dimension, number / 5))
+        margins = {"o0": np.full(30, 2.0, np.float32)}
+        scores = {"o0": np.ones(30, np.float32)}
+        algorithm.tell(Evaluation(Candidate(number, recipe), scores, margins=margins))
+    assert algorithm._models()["o0"].width is None

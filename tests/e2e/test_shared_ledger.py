@@ -137,3 +137,20 @@ def test_versions_of_what_a_task_uses_are_part_of_header_and_keys():
     if importlib.util.find_spec("vllm") is None:
         with pytest.raises(ConfigError, match=r"pip install 'evomerge\[vllm\]'"):
             package_versions([InVllm()])
+
+
+def test_scores_without_margins_count_for_runs_that_keep_none(tmp_path):
+    rows = [{"prompt": f"{i} and", "options": [" a", " b"], "gold": 0} for i in range(4)]
+    examples = tmp_path / "rows.jsonl"
+    examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {"t": MultipleChoice(examples=examples)}
+
+    def memory(*, needs_margins):
+        ledger = SharedLedger(tmp_path / "ledger")
+        place = {"donor": tmp_path, "device": "cpu", "threads": 1}
+        return SharedScores(ledger, tasks, **place, needs_margins=needs_margins)
+
+    none = np.full(4, np.nan, np.float32)
+    memory(needs_margins=False).keep("ab" * 16, Scored(np.ones(4, np.float32), none))
+    assert memory(needs_margins=False).recall("ab" * 16).scores.tolist() == [1.0] * 4
+    assert np.isnan(memory(needs_margins=True).recall("ab" * 16).scores).all()

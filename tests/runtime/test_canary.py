@@ -226,3 +226,22 @@ def test_encoders_are_watched_too(tmp_path):
     watched.watch(1)
     for number in range(3):
         assert watched.evaluate(candidate(number)).evaluation.error is None
+
+
+@pytest.mark.parametrize("margins", [np.full(6, 1e300), np.ones(5), np.array([np.inf] * 6)])
+def test_margins_that_are_no_numbers_fail_the_candidate(opened, margins):
+    class Odd:
+        auto_class = "AutoModelForCausalLM"
+        has_margins = True
+
+        def n_examples(self):
+            return len(WORDS)
+
+        def evaluate(self, subject, positions=None):
+            return np.ones(len(WORDS), np.float32)
+
+        def evaluate_with_margins(self, subject, positions=None):
+            return self.evaluate(subject), margins
+
+    found = worker(opened, {"odd": Odd()}).evaluate(candidate(0)).evaluation
+    assert "task 'odd': margins must be 6 numbers" in found.error
