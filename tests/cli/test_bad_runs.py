@@ -131,8 +131,8 @@ EVERY_VERB = [
         Case(
             f"{verb[0]}-future-journal",
             (verb[0], "tiny", *verb[1:]),
-            ("journal.jsonl: does not begin with a header of format 1",),
-            breaks=rechained(lambda events: events[0].update(format=2)),
+            ("journal.jsonl: does not begin with a header of format 1 or 2",),
+            breaks=rechained(lambda events: events[0].update(format=3)),
         )
         for verb in VERBS
     ),
