@@ -151,18 +151,19 @@ def test_a_read_only_run_folder_is_refused_and_untouched(home, whole, evomerge, 
 @pytest.mark.parametrize("call", [6, EVALUATIONS])
 def test_a_failing_fsync_stops_the_search(call, home, whole, evomerge, tmp_path, monkeypatch):
     real = os.fsync
+    run = tmp_path / "run"
 
-    def broken(file):
-        raise OSError(5, "Input/output error")
-
-    def fail():
-        monkeypatch.setattr(os, "fsync", broken)
+    def broken(file):  # by what is written: the fsync of the result before may come late
+        if (run / "journal.jsonl").read_bytes().count(b'"kind":"told"') >= call:
+            raise OSError(5, "Input/output error")
+        real(file)
 
     def wait():  # until the result of the call before has met the failure
-        next(thread for thread in threading.enumerate() if thread.name == "journal-fsync").join(30)
+        for thread in threading.enumerate():
+            if thread.name == "journal-fsync":
+                thread.join(30)
 
-    run = tmp_path / "run"
-    events = {call: fail, call + 1: wait}
+    events = {1: lambda: monkeypatch.setattr(os, "fsync", broken), call + 1: wait}
     done = evomerge("search", home / "c.yaml", "--run", run, events=events)
     monkeypatch.setattr(os, "fsync", real)
     assert done.code == 3
