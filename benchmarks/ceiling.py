@@ -15,6 +15,7 @@ from numba import njit, prange, set_num_threads
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge.merging.fused import in_threads
 from evomerge.merging.kernels.compiled import weighted_sum
 
 Bits = NDArray[np.uint16]
@@ -73,8 +74,7 @@ def variants(n_sources: int, threads: int) -> dict[str, WeightedSum]:
     found: dict[str, WeightedSum] = {"torch": _rounding_sum, "torch float32": _float32_sum}
     if n_sources in _FUSED:
         found["numba fused"] = _fused_sum(n_sources, threads)
-    if threads == 1:
-        found["streamed"] = _streamed_sum
+    found["streamed"] = _streamed_sum
     return found
 
 
@@ -100,14 +100,14 @@ def _fused_sum(n_sources: int, threads: int) -> WeightedSum:
 
 def _streamed_sum(sources: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> None:
     """Use evomerge's own kernel, alone: past the caches it is ahead of the plain loops."""
-    weighted_sum(
-        out.data_ptr(),
-        tuple(source.data_ptr() for source in sources),
-        tuple(map(np.float32, coefficients)),
-        out.numel(),
-        _BITS,
-        _BITS,
-    )
+    target, places = out.data_ptr(), [source.data_ptr() for source in sources]
+    weights = tuple(map(np.float32, coefficients))
+
+    def part(start: int, stop: int) -> bool:
+        at = tuple([place + 2 * start for place in places])
+        return bool(weighted_sum(target + 2 * start, at, weights, stop - start, _BITS, _BITS))
+
+    in_threads(part, out.numel())
 
 
 def _rounding_sum(sources: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> None:

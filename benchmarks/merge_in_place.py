@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import sys
 import time
@@ -130,7 +131,8 @@ def time_in_place(
     for repetition in range(1, repetitions + 1):
         for used in source_sets:
             bench.time_ceiling(used)
-        for case in cases:
+        # Shuffled: what comes first, or after a long one, finds the caches in another state.
+        for case in random.Random(repetition).sample(list(cases), len(cases)):
             inputs = prepared[case.name]
             worker = Worker(inputs, [bench.subject], {}, device="cpu")
             recipe = case.recipe(bench.n_experts, repetition)

@@ -14,7 +14,7 @@ from evomerge.config.build import build_objectives, needs_span
 from evomerge.config.findings import Finding, findings_of
 from evomerge.config.manifest import search_manifest
 from evomerge.config.merge_choice import method_text
-from evomerge.config.model_size import model_bytes, specs_bytes
+from evomerge.config.model_size import merge_bytes, model_bytes, specs_bytes
 from evomerge.config.offline import check_offline
 from evomerge.config.schema import RunConfig, load_config
 from evomerge.config.session import Prepared, preflight
@@ -105,7 +105,6 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     space, search = prepared.models.space, prepared.space
     merged, layers = space.merged, prepared.models.layers
     n_bytes = model_bytes(prepared.models)
-    largest = max(t.spec.n_elements for t in merged)
     config = prepared.config
     manifest = search_manifest(search, prepared.models)
     return {
@@ -134,10 +133,10 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "executor": config.runtime.executor,
         "workers": config.runtime.workers if config.runtime.executor == "ray" else 1,
         "look_ahead": config.search.look_ahead,
-        # resident model + one tensor name over all sources and a float32 accumulator; or layers
+        # resident model and what a merge needs; or layers
         "memory_per_worker_bytes": 0
         if all(evaluator.auto_class is None for evaluator in prepared.tasks.search.values())
-        else n_bytes + 4 * largest * (len(space.sources) + 2)
+        else n_bytes + merge_bytes(prepared.models, config)
         if layers is None
         else specs_bytes(layers.tensors()),
         "export_bytes": n_bytes,

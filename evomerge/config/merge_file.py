@@ -39,7 +39,7 @@ from evomerge.export import (
 )
 from evomerge.merging.ancestor_store import AncestorStore
 from evomerge.merging.derived import Derived
-from evomerge.merging.materialize import build_operators
+from evomerge.merging.plan import build_operators, check_ancestor
 
 
 def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> ExportResult:
@@ -69,7 +69,12 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
         base, others = resolve_model_configs(plan.base_model, list(plan.models), file.parent)
         models = open_sources(base, others)
         recipe, dtype = plan.recipe(models.space), plan.dtype
-    build_operators(recipe, models.space)
+    try:
+        build_operators(recipe, models.space)
+        for ancestor in recipe.closure().values():
+            check_ancestor(ancestor, models.space)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
     card = CardFacts(
         title=out.name,
         parents=parents_of(models.record),
@@ -88,18 +93,22 @@ def merge_file(file: Path, out: Path, *, adapter: AsAdapter | None = None) -> Ex
             card=card,
             rank=adapter.rank,
         )
-    return export_candidate(
-        out,
-        recipe=recipe,
-        space=models.space,
-        sources=models.sources,
-        # Ancestors are kept on disk meanwhile: those of one large tensor may not fit the memory.
-        derived=Derived(ancestors=AncestorStore(usable_cache(None))) if recipe.named else None,
-        donor=models.donor,
-        card=card,
-        config=models.config,
-        dtype=dtype,
-    )
+    # Ancestors are kept on disk meanwhile: those of one large tensor may not fit the memory.
+    ancestors = AncestorStore(usable_cache(None) if recipe.named else None)
+    try:
+        return export_candidate(
+            out,
+            recipe=recipe,
+            space=models.space,
+            sources=models.sources,
+            derived=Derived(ancestors=ancestors) if recipe.named else None,
+            donor=models.donor,
+            card=card,
+            config=models.config,
+            dtype=dtype,
+        )
+    finally:
+        ancestors.clear_disk()
 
 
 def _open_transformed(plan: TransformPlan, file: Path) -> OpenModels:

@@ -60,5 +60,5 @@ def ray_pool(
         timeout_seconds=runtime.timeout_seconds,
         note=note,
         insecure=insecure,
-        planner=planner_of(runtime, worker_need(models, evaluators)),
+        planner=planner_of(runtime, worker_need(config, models, evaluators)),
     )

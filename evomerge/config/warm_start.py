@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.config.build import data_digests, donor_digests
 from evomerge.core.candidate import Candidate, Evaluation, Proposal
 from evomerge.core.recipe import Recipe
-from evomerge.errors import RunError
+from evomerge.errors import ConfigError, JournalError, RunError
 from evomerge.search.journal_recipes import JournalRecipes
 from evomerge.storage.parked import parked_file
 from evomerge.storage.run_store import RunFolder, stored_evaluations
@@ -51,11 +51,11 @@ class WarmStart:
             items = json.loads(data)
             proposals = []
             known: dict[str, Recipe] = {}
-            for item in items:
-                recipe = Recipe.from_json(item["recipe"], where=str(path), known=known)
+            for i, item in enumerate(items):
+                recipe = Recipe.from_json(item["recipe"], where=f"item {i}", known=known)
                 proposals.append(Proposal(recipe, (), item["origin"]))
                 known |= recipe.lineage(known)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise RunError(f"{path}: is damaged: {error}") from None
         return cls(tuple(proposals), (), hashlib.blake2b(data, digest_size=16).hexdigest())
 
@@ -79,6 +79,7 @@ def read_warm_start(old: RunFolder, new: Prepared) -> WarmStart:
 
     Raises:
         RunError: The old run used other models, tasks or examples.
+        JournalError: One of its recipes is damaged, or lacks an ancestor.
     """
     old.require()
     header = old.header()
@@ -99,7 +100,11 @@ def read_warm_start(old: RunFolder, new: Prepared) -> WarmStart:
     for event, evaluation in stored_evaluations(events, scores, new.tasks.sizes):
         if evaluation is None or evaluation.error is not None or evaluation.examples is not None:
             continue
-        recipe = recipes.read(asked[int(event["id"])], str(old.journal))
+        where = f"{old.journal}: candidate {event['id']}"
+        try:
+            recipe = recipes.read(asked[int(event["id"])], where)
+        except ConfigError as error:
+            raise JournalError(str(error)) from None
         proposals.append(Proposal(recipe, (), f"warm start: {old.path.name} #{event['id']}"))
         evaluations.append(evaluation)
     if not proposals:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from evomerge.config.engines import engine_of, refuse_engines
-from evomerge.config.model_size import model_bytes, specs_bytes
+from evomerge.config.model_size import merge_bytes, model_bytes, specs_bytes
 from evomerge.config.models import OpenModels
 from evomerge.config.schema import RunConfig, RuntimeConfig
 from evomerge.evaluation.batching import ACCELERATOR_TOKENS, CPU_TOKENS, LOGITS_IN_MEMORY
@@ -27,7 +27,9 @@ _WHOLE_GPU = 2**60
 _LOGITS_BYTES = 2 * 4 * LOGITS_IN_MEMORY  # in float32, and their softmax
 
 
-def worker_need(models: OpenModels, evaluators: Mapping[str, Evaluator]) -> ModelNeed:
+def worker_need(
+    config: RunConfig, models: OpenModels, evaluators: Mapping[str, Evaluator]
+) -> ModelNeed:
     """Return what one worker of a run needs; activations and KV cache are estimates.
 
     Per token of a batch: six states and three MLP widths of one layer, and the keys and values of
@@ -36,16 +38,14 @@ def worker_need(models: OpenModels, evaluators: Mapping[str, Evaluator]) -> Mode
     space = models.space
     # As `worker_of` loads them: an engine holds the model once more.
     resident = {engine_of(e) or e.auto_class for e in evaluators.values() if e.auto_class}
-    largest = 4 * max((t.spec.n_elements for t in space.merged), default=0)
-    weights = model_bytes(models)
-    merge = largest * (len(space.sources) + 2)
+    weights, merge = model_bytes(models), merge_bytes(models, config)
     if models.layers is not None:
         weights, merge = specs_bytes(models.layers.tensors()), 0
     # An engine fills the GPU it is on, and uses no other.
     has_engine = any(engine_of(e) for e in evaluators.values())
-    config = dict(models.config or _config_of(models))
-    per_token = _bytes_per_token(config, DTYPES[space.float_dtype].itemsize)
-    logits = _LOGITS_BYTES if "vocab_size" in config else 0
+    said = dict(models.config or _config_of(models))
+    per_token = _bytes_per_token(said, DTYPES[space.float_dtype].itemsize)
+    logits = _LOGITS_BYTES if "vocab_size" in said else 0
     budgets = [getattr(whole_of(e), "batch_tokens", "auto") for e in evaluators.values()]
 
     def batch(auto: int, most: int | None = None) -> int:
@@ -126,7 +126,7 @@ def plan_of(
         from evomerge.runtime.ray_cluster import cluster_nodes
 
         nodes = cluster_nodes(runtime.address, insecure=insecure)
-    return planner_of(runtime, worker_need(models, evaluators))(
+    return planner_of(runtime, worker_need(config, models, evaluators))(
         nodes or [NodeFacts("the cluster", 0.0, 0)]
     )
 

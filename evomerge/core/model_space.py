@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from evomerge.core.ancestry import is_made
 from evomerge.core.arrays import IntArray
 from evomerge.core.tensor_names import order_key, place
 from evomerge.errors import ModelSpaceError
@@ -97,6 +98,11 @@ class ModelSpace:
         return tuple(tensor for tensor in self.tensors if tensor.action == "merge")
 
     @cached_property
+    def merged_specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> shape and dtype of the tensors that are really merged."""
+        return {tensor.spec.name: tensor.spec for tensor in self.merged}
+
+    @cached_property
     def tensor_breaks(self) -> IntArray:
         """(T + 1,) where merged tensors begin in the flattened order, rising, and where all end."""
         starts = {tensor.offset for tensor in self.merged if tensor.spec.n_elements}
@@ -134,6 +140,12 @@ def align(headers: Sequence[SourceHeader], *, has_base: bool) -> ModelSpace:
     ids = [header.id for header in headers]
     if len(set(ids)) != len(ids):
         raise ModelSpaceError(f"source names repeat: {ids}. Give each model its own `name:`.")
+    made = next(filter(is_made, ids), None)
+    if made is not None:
+        raise ModelSpaceError(
+            f"{made!r} cannot name a model: in recipes it stands for what is computed. Give the "
+            "model another `name:`."
+        )
     views, untied = _untie(headers)
     donor = headers[0]
     left_out: dict[str, str] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -86,13 +87,22 @@ class Recipe:
                 raise ConfigError(f"recipe: {len(breaks) - 1} segments but {sorted(rows)[0]} rows")
             breaks.flags.writeable = False
             object.__setattr__(self, "breaks", breaks)
+        for name, setting in self.settings.items():
+            is_finite = not isinstance(setting, float) or math.isfinite(setting)
+            if not isinstance(setting, Setting) or not is_finite:
+                raise ConfigError(
+                    f"recipe: settings.{name} must be a text, a finite number, true, false or null"
+                )
         object.__setattr__(self, "params", params)
         object.__setattr__(self, "settings", dict(sorted(self.settings.items())))
         object.__setattr__(self, "sources", tuple(self.sources))
         own = {name: self.ancestors[name] for name in self.named if name in self.ancestors}
         for name, recipe in own.items():
             if ancestor_name(recipe.digest()) != name:
-                raise ConfigError(f"recipe: what is given as {name} is {recipe.digest()}")
+                raise ConfigError(
+                    f"recipe: what is given as {name} is another recipe, {recipe.digest()}; one of "
+                    "them was changed"
+                )
         object.__setattr__(self, "ancestors", own)
 
     @cached_property
@@ -130,6 +140,10 @@ class Recipe:
     def lineage(self, known: Container[str] = ()) -> dict[str, Recipe]:
         """Return `closure` and the recipe itself, by the id it has as an ancestor."""
         return self.closure(known) | {ancestor_name(self.digest()): self}
+
+    def bare(self) -> Recipe:
+        """Return the recipe without its ancestors, for a reader that has them."""
+        return replace(self, ancestors={}) if self.ancestors else self
 
     def to_json(self, held: Container[str] = ()) -> dict[str, Any]:
         """Return a JSON-ready mapping; floats keep all their bits through `repr`.
@@ -205,7 +219,7 @@ class Recipe:
             return replace(recipe, ancestors=read)
         except ConfigError as error:
             text = str(error)
-            raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
+            raise ConfigError(text if text.startswith(where) else _at(where, text)) from None
 
     @classmethod
     def _of_body(cls, body: Mapping[str, Any], where: str) -> Recipe:
@@ -231,7 +245,7 @@ class Recipe:
             settings = dict(body.get("settings", {}))
             return cls(body["operator"], sources, params, body["grouping"], breaks, settings)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(_at(where, str(error))) from None
         except KeyError as error:
             raise ConfigError(f"{where}: key {error} is missing") from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -261,6 +275,11 @@ class Recipe:
         if self.breaks is not None:
             hasher.update(self.breaks.astype("<i8", copy=False).tobytes())
         return hasher.hexdigest()
+
+
+def _at(where: str, text: str) -> str:
+    """Return a message about a recipe with the place it was read from."""
+    return f"{where}: {text.removeprefix('recipe: ') if where.endswith('recipe') else text}"
 
 
 def canonical_json(value: Any) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from evomerge.merging.ancestor_store import AncestorStore
 from evomerge.merging.apart import empty_apart
 from evomerge.merging.cached import layout_key
 from evomerge.merging.fused import weighted_sum
-from evomerge.merging.noise_source import NoiseSource
-from evomerge.merging.plan import check_ancestor, segments_of
+from evomerge.merging.noise_source import NoiseSource, noise_digest
+from evomerge.merging.plan import PIECE, check_ancestor, segments_of
 from evomerge.merging.source import TensorSource, content_key
 
 _VERSION = "ancestor-1"  # raise it whenever the computed numbers change
@@ -37,7 +38,7 @@ class AncestorSource:
         self.id = id
         self._recipe = recipe
         self._family = family
-        self._last: tuple[str, Tensor] | None = None  # stretches of it are read one by one
+        self._last: Mapping[str, Tensor] = {}  # neighbours, which are read one after the other
 
     @property
     def digest(self) -> str:
@@ -62,12 +63,12 @@ class AncestorSource:
             EvaluationError: An ancestor's tensor holds NaN or infinity.
             SourceError: There is no such tensor.
         """
-        if self._last is None or self._last[0] != name:
+        if name not in self._last:
             if name not in self._family.tensors:
                 near = nearest(name, self._family.tensors)
                 raise SourceError(f"{self.id}: has no tensor {name!r}.{near}")
-            self._last = name, self._family.read(self.id, self._recipe, name)
-        return self._last[1]
+            self._last = self._family.read(self.id, self._recipe, name)
+        return self._last[name]
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, (stop - start,); see `read`."""
@@ -86,11 +87,17 @@ class _Family:
         self._space, self._store = space, store
         self._sources = dict(sources)  # and the noise that was needed so far
         self.tensors = {tensor.spec.name: tensor for tensor in space.merged}
+        self._item_of = {
+            tensor.spec.name: item
+            for item in _items(space.merged, store.least_bytes)
+            for tensor in item
+        }
 
     def digest(self, id: str, recipe: Recipe) -> str:
         """Return the content digest of an ancestor, whose recipe and older ones are checked."""
         digests = self._store.digests
         if id not in digests:
+            self._store.models = tuple(map(self._digest_of, self._space.sources))
             layout = layout_key(self._space)
             for name, part in {**recipe.closure(digests), id: recipe}.items():
                 check_ancestor(part, self._space)
@@ -101,7 +108,7 @@ class _Family:
 
     def _digest_of(self, source: str) -> str:
         if noise_seed(source) is not None:
-            return self._source(source).digest
+            return noise_digest(source)
         digests = self._store.digests
         if source not in digests:
             digests[source] = content_key(self._sources[source])
@@ -109,18 +116,24 @@ class _Family:
 
     def _source(self, name: str) -> TensorSource:
         if name not in self._sources:
-            self._sources[name] = NoiseSource(name, self._space, self._store)
+            self._sources[name] = NoiseSource(name, self._space, self._store.noise)
         return self._sources[name]
 
-    def read(self, id: str, recipe: Recipe, name: str) -> Tensor:
-        """Return one tensor of an ancestor; what is computed on the way is kept as well."""
+    def read(self, id: str, recipe: Recipe, name: str) -> dict[str, Tensor]:
+        """Return a tensor of an ancestor and its neighbours; what is made on the way is kept."""
         self.digest(id, recipe)
-        store, digests, tensor = self._store, self._store.digests, self.tensors[name]
-        at_hand: dict[str, Tensor] = {}
+        item = self._item_of[name]
+        made = self._read(id, recipe, item)
+        return {tensor.spec.name: part for tensor, part in zip(item, made, strict=True)}
+
+    def _read(self, id: str, recipe: Recipe, item: Sequence[SpaceTensor]) -> Sequence[Tensor]:
+        store, digests, item_name = self._store, self._store.digests, item[0].spec.name
+        shapes = [tensor.spec.shape for tensor in item]
+        at_hand: dict[str, Sequence[Tensor]] = {}
         recipes = {id: recipe}
 
         def needs(ancestor: str) -> tuple[str, ...]:
-            kept = store.find(digests[ancestor], name, 4 * tensor.spec.n_elements)
+            kept = store.find(digests[ancestor], item_name, shapes)
             if kept is not None:
                 at_hand[ancestor] = kept
                 return ()
@@ -130,8 +143,13 @@ class _Family:
         order = [part for part in oldest_first([id], needs) if part not in at_hand]
         n_uses = Counter(needed for part in order for needed in recipes[part].named)
         for part in order:
-            made = self._compute(recipes[part], tensor, at_hand)
-            at_hand[part] = store.keep(digests[part], name, made)
+            made = [
+                self._compute(
+                    recipes[part], tensor, {name: at_hand[name][i] for name in recipes[part].named}
+                )
+                for i, tensor in enumerate(item)
+            ]
+            at_hand[part] = store.keep(digests[part], item_name, made)
             for needed in recipes[part].named:
                 n_uses[needed] -= 1
                 if not n_uses[needed]:
@@ -141,13 +159,11 @@ class _Family:
     def _compute(
         self, recipe: Recipe, tensor: SpaceTensor, ancestors: Mapping[str, Tensor]
     ) -> Tensor:
-        name, n_elements = tensor.spec.name, tensor.spec.n_elements
+        name = tensor.spec.name
         made = empty_apart(tensor.spec.shape, torch.float32, torch.device("cpu"))
         flat, is_finite = made.view(-1), True
-        stretches = [(0, 0, n_elements)]
-        if recipe.breaks is not None:
-            stretches = segments_of(tensor, recipe.breaks)
-        for row, start, stop in stretches:
+        breaks = np.array([0, self._space.n_elements]) if recipe.breaks is None else recipe.breaks
+        for row, start, stop in segments_of(tensor, breaks, longest=PIECE):
             terms: list[tuple[float, Tensor]] = []
             for source, weight in zip(
                 recipe.sources, recipe.params["weights"][row].tolist(), strict=True
@@ -162,6 +178,22 @@ class _Family:
         if not is_finite and not bool(torch.isfinite(made).all()):
             raise EvaluationError(f"{name}: an ancestor's tensor holds NaN or infinity")
         return made
+
+
+def _items(tensors: Sequence[SpaceTensor], least_bytes: int) -> list[list[SpaceTensor]]:
+    """Return neighbouring tensors together, at least `least_bytes` of float32 where there are."""
+    items: list[list[SpaceTensor]] = [[]]
+    n_bytes = 0
+    for tensor in tensors:
+        if n_bytes >= least_bytes:
+            items.append([])
+            n_bytes = 0
+        items[-1].append(tensor)
+        n_bytes += 4 * tensor.spec.n_elements
+    if n_bytes < least_bytes and len(items) > 1:
+        last = items.pop()
+        items[-1] += last
+    return items
 
 
 def with_made(
@@ -181,6 +213,6 @@ def with_made(
     family = _Family(space, sources, store)
     return {
         **sources,
-        **{name: NoiseSource(name, space, store) for name in noise},
+        **{name: NoiseSource(name, space, store.noise) for name in noise},
         **{name: AncestorSource(name, part, family) for name, part in recipe.ancestors.items()},
     }

@@ -25,6 +25,10 @@ class CacheEntry(Protocol):
         """Keep CPU tensors for `item`; a reader sees all of them or none."""
         ...
 
+    def close(self) -> None:
+        """Let others remove the entry from now on, until it is read or written again."""
+        ...
+
     def remove(self) -> bool:
         """Remove the entry unless others use it; return whether it is gone. Views of it stay."""
         ...
@@ -41,4 +45,8 @@ class TensorCache(Protocol):
             parts: All that the result depends on, JSON-ready: digests of sources, parameters
                 and a version to raise whenever the computation changes.
         """
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how much can still be written, whatever it is of."""
         ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import mul
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -23,6 +25,8 @@ _CANCELLED = 1e-4
 # Sine below which an angle is as good as 0 or pi: cosines are off by 1e-16 / _CANCELLED = 1e-12
 # at worst, which is an angle of 1.4e-6, and at pi an angle is divided by its sine.
 _SMALLEST = 1e-5
+
+Rows = tuple[tuple[float, ...], ...]
 
 
 @merge_operator("karcher")
@@ -87,50 +91,85 @@ class Karcher(OperatorDefaults):
         weights = self._shares
         if max(weights) == 1.0:
             return list(weights)
-        shares = np.array(weights)
-        lengths = np.sqrt(points.diagonal())
         shortest = self.tol if self.compat == "mergekit" else 0.0
-        used = np.flatnonzero((lengths > shortest) & (shares > 0.0))
-        if not len(used):
+        weighed = tuple([weight > 0.0 for weight in weights])
+        lengths, used, cosines = _directions(points.tobytes(), shortest, weighed)
+        if not used:
             return list(weights)
-        unit = lengths[used]
-        kept = points if len(used) == len(weights) else points[np.ix_(used, used)]
-        cosines = kept / (unit[:, np.newaxis] * unit)
-        scales = self._mean(cosines, shares[used] / shares[used].sum())
+        total = sum([weights[k] for k in used])
+        scales = self._mean(cosines, [weights[k] / total for k in used])
         if scales is None:
             return list(weights)
-        factors = np.zeros(len(weights))
-        factors[used] = float(shares @ lengths) * scales / unit
-        return list(map(float, factors))
+        size = _dot(weights, lengths)
+        factors = [0.0] * len(weights)
+        for k, scale in zip(used, scales, strict=True):
+            factors[k] = size * scale / lengths[k]
+        return factors
 
-    def _mean(self, cosines: FloatArray, weights: FloatArray) -> FloatArray | None:
+    def _mean(self, cosines: Rows, weights: Sequence[float]) -> Sequence[float] | None:
         """Return (n,) coefficients of the mean over unit vectors, None where they cancel."""
         at, size = weights, _length(cosines, weights)
         if self.compat == "paper":
             if size < _CANCELLED:
                 return None
         elif size <= self.tol:
-            at = np.eye(len(weights))[0]
+            at = [1.0] + [0.0] * (len(weights) - 1)
             size = _length(cosines, at)
-        at = at / size
+        at = [x / size for x in at]
         smallest_angle = self.tol if self.compat == "mergekit" else 0.0
+        # Plain numbers: numpy takes three times as long for a handful of models.
         for _ in range(self.max_iter):
-            cos = np.minimum(np.maximum(cosines @ at, -1.0), 1.0)
-            angles = np.arccos(cos)
-            sines = np.sin(angles)
-            # angle / sine is 1 at 0; at pi the direction to the opposite point is anyone's.
-            pulls = np.divide(angles, sines, out=np.ones(len(cos)), where=sines > _SMALLEST)
-            pulls[(cos < 0.0) & (sines <= _SMALLEST)] = 0.0
-            pulls[angles < smallest_angle] = 0.0
-            pulls *= weights
-            step = pulls - float(pulls @ cos) * at
+            cos = [min(max(_dot(row, at), -1.0), 1.0) for row in cosines]
+            pulls = [w * _pull(c, smallest_angle) for w, c in zip(weights, cos, strict=True)]
+            along = _dot(pulls, cos)
+            step = [pull - along * x for pull, x in zip(pulls, at, strict=True)]
             size = _length(cosines, step)
             if size <= self.tol:
                 break
-            at = math.cos(size) * at + (math.sin(size) / size) * step
-            at = at / _length(cosines, at)
+            stay, move = math.cos(size), math.sin(size) / size
+            at = [stay * x + move * y for x, y in zip(at, step, strict=True)]
+            length = _length(cosines, at)
+            at = [x / length for x in at]
         return at
 
 
-def _length(gram: FloatArray, x: FloatArray) -> float:
-    return math.sqrt(max(float(x @ gram @ x), 0.0))
+@lru_cache(maxsize=1 << 14)
+def _directions(
+    content: bytes, shortest: float, weighed: tuple[bool, ...]
+) -> tuple[tuple[float, ...], tuple[int, ...], Rows]:
+    """Return what of a Gram matrix is the same for every candidate of a search.
+
+    Args:
+        content: The (E, E) Gram matrix.
+        shortest: Length above which a point has a direction.
+        weighed: (E,) which points have a weight.
+
+    Returns:
+        (E,) lengths of the points; (n,) which are used; (n, n) the cosines of those.
+    """
+    points = np.frombuffer(content).reshape(len(weighed), len(weighed))
+    lengths = np.sqrt(points.diagonal())
+    used = np.flatnonzero((lengths > shortest) & np.array(weighed))
+    unit = lengths[used]
+    cosines = points[np.ix_(used, used)] / (unit[:, np.newaxis] * unit)
+    return tuple(lengths.tolist()), tuple(used.tolist()), tuple(map(tuple, cosines.tolist()))
+
+
+def _pull(cosine: float, smallest_angle: float) -> float:
+    """Return angle / sine, with which a point pulls: 1 at 0, nothing from the opposite point."""
+    angle = math.acos(cosine)
+    sine = math.sin(angle)
+    if angle < smallest_angle:
+        return 0.0
+    if sine > _SMALLEST:
+        return angle / sine
+    return 1.0 if cosine >= 0.0 else 0.0  # at pi the direction there is anyone's
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    total: float = sum(map(mul, a, b))
+    return total
+
+
+def _length(gram: Rows, x: Sequence[float]) -> float:
+    return math.sqrt(max(_dot(x, [_dot(row, x) for row in gram]), 0.0))

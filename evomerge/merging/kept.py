@@ -9,10 +9,10 @@ Shape letters: E experts, n elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -150,6 +150,8 @@ class _Pass:
         shares: What each expert that agrees adds to the divisor.
         passes: How an element's sign is elected; see `merge_kept`.
         divides: Whether each element's sum is divided by the shares of those that agree.
+        arguments: (4, E) what the kernels take, in `order`: votes, the bits that flip the sign of a
+            task vector whose vote is turned, weights and shares.
     """
 
     order: tuple[int, ...]
@@ -159,6 +161,7 @@ class _Pass:
     shares: tuple[float, ...]
     passes: Passes | None
     divides: bool
+    arguments: tuple[tuple[np.number, ...], ...]
 
 
 def merge_kept(
@@ -228,16 +231,21 @@ def pass_numbers(
         divides = False
     # Of the factors only the ratios count in a vote; equal ones leave ballots that cancel exactly.
     most = max(factors, default=1.0)
-    votes = weights if is_weighted else (1.0,) * n
-    return _Pass(
-        order,
-        tuple([vote * (factor / most) for vote, factor in zip(votes, factors, strict=True)]),
-        tuple([math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights]),
-        tuple([weight * factor for weight, factor in zip(sums, factors, strict=True)]),
-        tuple(shares),
-        vote,
-        divides,
+    unscaled = weights if is_weighted else (1.0,) * n
+    votes = tuple([vote * (factor / most) for vote, factor in zip(unscaled, factors, strict=True)])
+    directions = tuple([math.copysign(1.0, weight) if is_weighted else 1.0 for weight in weights])
+    scaled = tuple([weight * factor for weight, factor in zip(sums, factors, strict=True)])
+    arguments = (
+        _in_order(votes, order),
+        tuple([np.uint32((directions[k] < 0.0) << 31) for k in order]),
+        _in_order(scaled, order),
+        _in_order(shares, order),
     )
+    return _Pass(order, votes, directions, scaled, tuple(shares), vote, divides, arguments)
+
+
+def _in_order(values: Sequence[float], order: Sequence[int]) -> tuple[np.float32, ...]:
+    return tuple([np.float32(values[k]) for k in order])
 
 
 def _torch(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> None:
@@ -278,45 +286,25 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
     target = addresses((out,), 1)
     if arrays is None or target is None:
         return False
-    from evomerge.merging.kernels.kept import kept_sum
-
     (place,), out_like = target
     chosen = [keeps[k] for k in numbers.order]
-    is_ranked = any([keep.places is not None for keep in chosen])
-    places = arrays.experts  # any addresses: not looked at
-    if is_ranked:
-        found = [keep.places for keep in chosen]
-        if any(part is None or part.dtype != torch.uint16 for part in found):
-            return False  # rows too long for two bytes, or whole task vectors among the dropped
-        places = tuple([part.data_ptr() for part in found if part is not None])
-    kernel = kept_sum(
-        is_random=any([keep.key is not None for keep in chosen]),
-        is_ranked=is_ranked,
-        inverts=is_ranked and chosen[0].inverts,
-        has_low=any([keep.low > 0.0 or keep.is_empty for keep in chosen]),
-        has_high=any([keep.high < math.inf for keep in chosen]),
-        are_deltas=arrays.are_deltas,
-        vote={None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
-        turns=min(numbers.directions) < 0.0,
-        divides=numbers.divides,
-    )
-
-    def floats(values: Sequence[float]) -> tuple[np.float32, ...]:
-        return tuple([np.float32(values[k]) for k in numbers.order])
-
     # A random number cannot be below 0, so a density of 0 is a magnitude out of reach.
-    low = floats([math.inf if keep.is_empty else keep.low for keep in keeps])
-    high = floats([keep.high for keep in keeps])
-    last = tuple([np.uint16(max(keep.below, 1) - 1) for keep in chosen])
-    keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)
-    arguments = (
-        chosen[0].chances,
-        floats(numbers.votes),
-        # What flips the sign of a task vector whose vote is turned.
-        tuple([np.uint32((numbers.directions[k] < 0.0) << 31) for k in numbers.order]),
-        floats(numbers.weights),
-        floats(numbers.shares),
+    bounds = (
+        tuple([np.float32(math.inf if keep.is_empty else keep.low) for keep in chosen]),
+        tuple([np.float32(keep.high) for keep in chosen]),
     )
+    switches: dict[str, Any] = {
+        "has_low": any([keep.low > 0.0 or keep.is_empty for keep in chosen]),
+        "has_high": any([keep.high < math.inf for keep in chosen]),
+        "are_deltas": arrays.are_deltas,
+        "vote": {None: "none", "touched": "touched"}.get(numbers.passes, "elect"),
+        "turns": min(numbers.directions) < 0.0,
+        "divides": numbers.divides,
+    }
+    found = _kernel(chosen, switches)
+    if found is None:
+        return False
+    kernel, chances = found
 
     def part(start: int, stop: int) -> bool:
         finite: bool = kernel(
@@ -326,16 +314,48 @@ def _compiled(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out:
             out_like,
             arrays.base_like,
             arrays.like,
-            low,
-            high,
-            last,
-            keys,
-            tuple([code + 2 * start for code in places]),
-            *arguments,
-            np.int64(start),
+            *bounds,
+            *chances(start),
+            *numbers.arguments,
         )
         return finite
 
     if in_threads(part, out.numel()):
         tensors.finite.add(out)
     return True
+
+
+def _kernel(
+    chosen: Sequence[Keep], switches: dict[str, Any]
+) -> tuple[Callable[..., bool], Callable[[int], tuple[Any, ...]]] | None:
+    """Return a kernel, and what it takes for random masks from a first element on.
+
+    Args:
+        chosen: (E,) in the order of the sum.
+        switches: Those that both kernels have.
+
+    Returns:
+        None where torch has to do it.
+    """
+    if all([keep.key is None and keep.places is None for keep in chosen]):
+        from evomerge.merging.kernels.trimmed import trimmed_sum
+
+        return trimmed_sum(**switches), lambda _first: ()
+    from evomerge.merging.kernels.kept import kept_sum
+
+    is_ranked = any([keep.places is not None for keep in chosen])
+    places = (0,) * len(chosen)  # not looked at
+    if is_ranked:
+        codes = [keep.places for keep in chosen]
+        if any(part is None or part.dtype != torch.uint16 for part in codes):
+            return None  # rows too long for two bytes, or whole task vectors among the dropped
+        places = tuple([part.data_ptr() for part in codes if part is not None])
+    kernel = kept_sum(is_ranked=is_ranked, inverts=is_ranked and chosen[0].inverts, **switches)
+    last = tuple([np.uint16(max(keep.below, 1) - 1) for keep in chosen])
+    keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)
+
+    def chances(first: int) -> tuple[Any, ...]:
+        at = tuple([place + 2 * first for place in places])
+        return last, keys, at, chosen[0].chances, np.int64(first)
+
+    return kernel, chances

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
@@ -39,11 +40,15 @@ class Linear(OperatorDefaults):
     def __post_init__(self) -> None:
         """Check the fields."""
         check_fields(self)
-        self.coefficients()
+        self._shares  # noqa: B018  (refuses weights that cancel)
+
+    @cached_property
+    def _shares(self) -> tuple[float, ...]:
+        return normalized(self.weights, operator="linear") if self.normalize else self.weights
 
     def coefficients(self) -> tuple[float, ...]:
         """Return (K,) coefficients over the sources."""
-        return normalized(self.weights, operator="linear") if self.normalize else self.weights
+        return self._shares
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""

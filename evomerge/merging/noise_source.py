@@ -20,7 +20,7 @@ from torch import Tensor
 from evomerge.core.model_space import ModelSpace, SourceHeader, TensorSpec
 from evomerge.core.noise import noise_seed
 from evomerge.errors import SourceError, nearest
-from evomerge.merging.ancestor_store import AncestorStore
+from evomerge.merging.ancestor_store import LEAST_BYTES, TensorMemory
 from evomerge.merging.philox import random_halves
 
 _VALUES = 1 << 16
@@ -45,14 +45,14 @@ def philox_normal(key: int, n: int, *, start: int = 0) -> Tensor:
 class NoiseSource:
     """Standard normal numbers in the shapes of a space's merged tensors."""
 
-    def __init__(self, id: str, space: ModelSpace, store: AncestorStore | None = None) -> None:
+    def __init__(self, id: str, space: ModelSpace, memory: TensorMemory | None = None) -> None:
         """Say which noise it is; nothing is made yet.
 
         Args:
             id: ``noise:<16 hex digits>``.
             space: Whose merged tensors it has.
-            store: Where small tensors are kept, as most noise of a candidate is its parents'; large
-                ones are made where they are read, by the stretch.
+            memory: Where small tensors are kept, as most noise of a candidate is its parents';
+                large ones are made where they are read, by the stretch.
 
         Raises:
             SourceError: The id names no noise.
@@ -62,21 +62,19 @@ class NoiseSource:
             raise SourceError(f"{id!r} names no noise; expected noise: and 16 hex digits")
         self.id = id
         self._seed = seed
-        self._store = store
-        self._specs = {
-            tensor.spec.name: TensorSpec(tensor.spec.name, "F32", tensor.spec.shape)
-            for tensor in space.merged
-        }
+        self._memory = memory
+        self._space = space
 
     @property
     def digest(self) -> str:
         """Address of the content: version of the generator, and the seed."""
-        return hashlib.blake2b(f"noise-1:{self.id}".encode(), digest_size=16).hexdigest()
+        return noise_digest(self.id)
 
     def header(self) -> SourceHeader:
         """Return names and shapes of the merged tensors, all F32."""
-        digests = {name: f"{self._key(name):016x}" for name in self._specs}
-        return SourceHeader(self.id, "", self._specs, digests)
+        found = self._space.merged_specs.items()
+        specs = {name: TensorSpec(name, "F32", spec.shape) for name, spec in found}
+        return SourceHeader(self.id, "", specs, {name: f"{self._key(name):016x}" for name in specs})
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, float32.
@@ -85,12 +83,12 @@ class NoiseSource:
             SourceError: There is no such tensor.
         """
         spec = self._spec(name)
-        store = self._store if self._is_small(spec) else None
-        kept = None if store is None else store.find(self.id, name, _SIZE * spec.n_elements)
-        if kept is not None:
-            return kept
-        made = philox_normal(self._key(name), spec.n_elements).reshape(spec.shape)
-        return made if store is None else store.keep(self.id, name, made)
+        memory = self._memory if _is_small(spec) else None
+        kept = None if memory is None else memory.find(self.id, name)
+        if kept is None:
+            made = philox_normal(self._key(name), spec.n_elements).reshape(spec.shape)
+            kept = (made,) if memory is None else memory.keep(self.id, name, (made,))
+        return kept[0]
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, (stop - start,) float32.
@@ -99,21 +97,29 @@ class NoiseSource:
             SourceError: There is no such tensor.
         """
         spec = self._spec(name)
-        if self._is_small(spec):
+        if self._memory is not None and _is_small(spec):
             return self.read(name).reshape(-1)[start:stop]
         return philox_normal(self._key(name), stop - start, start=start)
 
     def exact_delta(self, name: str) -> None:
         """Return None: noise is no task vector."""
 
-    def _is_small(self, spec: TensorSpec) -> bool:
-        return self._store is not None and _SIZE * spec.n_elements < self._store.least_bytes
-
     def _spec(self, name: str) -> TensorSpec:
-        if name not in self._specs:
-            raise SourceError(f"{self.id}: has no tensor {name!r}.{nearest(name, self._specs)}")
-        return self._specs[name]
+        spec = self._space.merged_specs.get(name)
+        if spec is None:
+            near = nearest(name, self._space.merged_specs)
+            raise SourceError(f"{self.id}: has no tensor {name!r}.{near}")
+        return spec
 
     def _key(self, name: str) -> int:
         text = f"{self._seed:016x}:{name}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def noise_digest(id: str) -> str:
+    """Return the digest of a noise's content: version of the generator, and the seed."""
+    return hashlib.blake2b(f"noise-1:{id}".encode(), digest_size=16).hexdigest()
+
+
+def _is_small(spec: TensorSpec) -> bool:
+    return _SIZE * spec.n_elements < LEAST_BYTES

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -311,20 +310,21 @@ class TensorInputs:
         Args:
             coefficients: (K,) one per source, the base first when there is one.
         """
-        weights = np.array(coefficients, dtype=np.float64)
-        if weights.shape != (len(self.sources),):
+        sources = self.sources
+        weights = [float(coefficient) for coefficient in coefficients]
+        if len(weights) != len(sources):
             raise ConfigError(
-                f"{self.name}: {weights.size} coefficients for {len(self.sources)} sources"
+                f"{self.name}: {len(weights)} coefficients for {len(sources)} sources"
             )
         extra: list[tuple[float, Tensor]] = []
-        if self.base is not None and any(delta is not None for delta in self.exact_deltas):
+        if self.base is not None:
             # theta_k = theta_0 + delta_k: use the exact low-rank delta, not its rounded sum.
             for k, delta in enumerate(self.exact_deltas, start=1):
                 if delta is not None and weights[k] != 0.0:
-                    extra.append((float(weights[k]), delta))
+                    extra.append((weights[k], delta))
                     weights[0] += weights[k]
                     weights[k] = 0.0
-        terms = [(float(w), t) for w, t in zip(weights, self.sources, strict=True) if w != 0.0]
+        terms = [(w, t) for w, t in zip(weights, sources, strict=True) if w != 0.0]
         terms += extra
         is_copy = len(terms) == 1 and terms[0][0] == 1.0
         if is_copy and self.into is None:

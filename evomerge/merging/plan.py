@@ -19,6 +19,11 @@ from evomerge.merging.layer_scale import LayerScale, LayerScaled, layer_scales, 
 from evomerge.merging.operator import MergeOperator, merge_operators
 from evomerge.merging.parameters import check_fields, check_names, require_fields
 
+MAX_MADE = 1024  # terms of one recipe beside the models; a search's have 35 at most
+# Elements at once of a sum with noise, which is made where it is added: 32 terms of it are 0.5 GB.
+PIECE = 1 << 22
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @runtime_checkable
 class FallsBack(Protocol):
@@ -47,17 +52,23 @@ def assign_roles(recipe: Recipe, space: ModelSpace) -> Roles:
 
     Raises:
         ConfigError: A source is unknown or repeats, there is only a base, an ancestor's recipe is
-            missing, or there is noise or an ancestor in a merge that is not linear.
+            missing, or there is noise or an ancestor in a merge that is not linear, or too much.
     """
     made = [name for name in recipe.sources if is_made(name)]
     if made and recipe.operator != "linear":
         raise ConfigError(
             f"recipe: {made[0]!r} can be added by 'linear' only, not by {recipe.operator!r}"
         )
+    if len(made) > MAX_MADE:
+        raise ConfigError(
+            f"recipe: names {len(made)} terms of noise and ancestors, and every one is a pass over "
+            f"all weights; at most {MAX_MADE} are merged"
+        )
     lost = [name for name in recipe.named if name not in recipe.ancestors]
     if lost:
         raise ConfigError(f"recipe: the recipe of {lost[0]!r} is missing from `ancestors`")
-    unknown = [name for name in recipe.sources if name not in (*space.sources, *made)]
+    known = {*space.sources, *made}
+    unknown = [name for name in recipe.sources if name not in known]
     if unknown:
         raise ConfigError(
             f"recipe: {unknown[0]!r} is not a source; the models are {', '.join(space.sources)}"
@@ -111,6 +122,7 @@ def build_operators(recipe: Recipe, space: ModelSpace) -> list[MergeOperator]:
             f"are {', '.join(recipe.sources)}"
         )
     require_fields(cls, params, where="recipe: params")
+    _check_size(recipe.params)
     over_sources = getattr(cls, "weights_over", "experts") == "sources"
     over = recipe.sources if over_sources else roles.experts
     _check_shapes(cls, params, over)
@@ -121,7 +133,11 @@ def build_operators(recipe: Recipe, space: ModelSpace) -> list[MergeOperator]:
 
 
 def check_ancestor(recipe: Recipe, space: ModelSpace) -> None:
-    """Raise ConfigError unless a recipe may be an ancestor: a weighted sum that fits the models."""
+    """Check that a recipe may be an ancestor: a weighted sum that fits the models.
+
+    Raises:
+        ConfigError: It may not; names it.
+    """
     is_plain = recipe.operator == "linear" and dict(recipe.settings) == {"normalize": False}
     is_whole = recipe.breaks is not None or recipe.grouping == "global"
     if not is_plain or not is_whole or set(recipe.params) != {"weights"}:
@@ -129,7 +145,11 @@ def check_ancestor(recipe: Recipe, space: ModelSpace) -> None:
             f"recipe: ancestor {recipe.digest()} is no weighted sum of the whole models or of "
             "segments (linear, normalize: false), and no other merge can be an ancestor"
         )
-    build_operators(recipe, space)
+    try:
+        build_operators(recipe, space)
+    except ConfigError as error:
+        text = str(error).removeprefix("recipe: ")
+        raise ConfigError(f"recipe: ancestor {recipe.digest()}: {text}") from None
 
 
 def _check_sources(cls: Any, recipe: Recipe, roles: Roles) -> None:
@@ -149,6 +169,15 @@ def _check_sources(cls: Any, recipe: Recipe, roles: Roles) -> None:
         f"recipe: {recipe.operator} merges exactly {wanted} models, got "
         f"{len(roles.experts)} experts{'' if roles.base is None else ' and a base'}"
     )
+
+
+def _check_size(params: Mapping[str, FloatArray]) -> None:
+    for name, value in params.items():
+        if (np.abs(value) > _LARGEST).any():
+            raise ConfigError(
+                f"recipe: params.{name} holds {np.abs(value).max():.3g}; merges are computed in "
+                f"float32, which ends at {_LARGEST:.3g}"
+            )
 
 
 def _check_shapes(cls: type, params: Mapping[str, FloatArray], over: Sequence[str]) -> None:
@@ -225,15 +254,30 @@ def tensor_keys(
     return keys
 
 
-def segments_of(tensor: SpaceTensor, breaks: IntArray) -> list[tuple[int, int, int]]:
-    """Return (segment, start, stop) of the stretches of a tensor's elements, in order."""
+def segments_of(
+    tensor: SpaceTensor, breaks: IntArray, *, longest: int | None = None
+) -> list[tuple[int, int, int]]:
+    """Return (segment, start, stop) of the stretches of a tensor's elements, in order.
+
+    Args:
+        tensor: The tensor.
+        breaks: (S + 1,) see `Recipe`.
+        longest: Elements of a stretch at most; None: as many as there are.
+    """
     n_elements = tensor.spec.n_elements
     inside = breaks - tensor.offset
     first = int(np.searchsorted(inside, 0, side="right")) - 1
     last = int(np.searchsorted(inside, n_elements, side="left"))
-    return [
+    whole = [
         (row, max(int(inside[row]), 0), min(int(inside[row + 1]), n_elements))
         for row in range(first, last)
+    ]
+    if longest is None:
+        return whole
+    return [
+        (row, piece, min(piece + longest, stop))
+        for row, start, stop in whole
+        for piece in range(start, stop, longest)
     ]
 
 

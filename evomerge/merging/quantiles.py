@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def knot_count(knot: int, n_elements: int) -> int:
     return 1 + (2 * knot * (n_elements - 1) + STEPS) // (2 * STEPS)
 
 
+@lru_cache(maxsize=1 << 14)
 def nearest_knot(count: int, n_elements: int) -> int:
     """Return the knot whose rank is nearest to `count`, the lower of two equally near ones."""
     if n_elements <= STEPS + 1:

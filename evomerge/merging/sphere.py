@@ -71,13 +71,20 @@ def mergekit_slerp_weights(
     t: float, gram: FloatArray, x: Sequence[float], y: Sequence[float]
 ) -> tuple[float, float]:
     """Return (u, v) as mergekit 0.1.5's slerp uses them: plain lerp when |cos| > 0.9995."""
-    lengths = [norm(gram, x), norm(gram, y)]
-    lengths = [length if length > _MERGEKIT_SHORTEST else 1.0 for length in lengths]
-    inner = float(np.asarray(x, dtype=np.float64) @ gram @ np.asarray(y, dtype=np.float64))
-    cosine = inner / (lengths[0] * lengths[1])
+    cosine = _mergekit_cosine(gram.tobytes(), tuple(x), tuple(y))
     if abs(cosine) > _MERGEKIT_DOT_THRESHOLD:
         return 1.0 - t, t
     return slerp_weights(t, math.acos(cosine))
+
+
+@lru_cache(maxsize=1 << 14)
+def _mergekit_cosine(content: bytes, x: tuple[float, ...], y: tuple[float, ...]) -> float:
+    """Return the cosine of two vectors, which is the same for every candidate of a search."""
+    gram = np.frombuffer(content).reshape(len(x), len(x))
+    lengths = [norm(gram, x), norm(gram, y)]
+    lengths = [length if length > _MERGEKIT_SHORTEST else 1.0 for length in lengths]
+    inner = float(np.asarray(x, dtype=np.float64) @ gram @ np.asarray(y, dtype=np.float64))
+    return inner / (lengths[0] * lengths[1])
 
 
 Space = Literal["auto", "raw", "delta"]
@@ -99,20 +106,18 @@ def points_gram(tensors: TensorInputs, *, is_delta: bool) -> FloatArray:
     gram = required_gram(tensors)
     if is_delta:
         return gram[1:, 1:]
-    n_experts, n_sources = len(tensors.experts), len(tensors.sources)
-    rows = _point_rows(n_experts, n_sources)
-    points: FloatArray = rows @ gram @ rows.T
-    return points
+    return _points_gram(gram.tobytes(), len(tensors.experts), len(gram))
 
 
-@lru_cache(maxsize=64)
-def _point_rows(n_experts: int, n_sources: int) -> FloatArray:
-    """Return (E, K) the experts' tensors over the basis of a Gram matrix."""
+@lru_cache(maxsize=1 << 14)
+def _points_gram(content: bytes, n_experts: int, n_sources: int) -> FloatArray:
+    """Return the (E, E) Gram matrix of the experts, the same for every candidate of a search."""
     # theta_k = s_0 + (s_k - s_0); without a base s_0 is the first expert itself.
     rows = np.eye(n_experts, n_sources, k=n_sources - n_experts)
     rows[:, 0] = 1.0
-    rows.flags.writeable = False
-    return rows
+    points: FloatArray = rows @ np.frombuffer(content).reshape(n_sources, n_sources) @ rows.T
+    points.flags.writeable = False
+    return points
 
 
 def sum_of_points(tensors: TensorInputs, weights: Sequence[float], *, is_delta: bool) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -39,6 +39,7 @@ class Seat:
         since: Clock reading of the start of the process.
         node: Id of the node that the process is on, "" where it is not known.
         is_leaving: Whether the seat ends with what it scores now.
+        sent: Ids of the ancestors that the process has been sent.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Seat:
     since: float = 0.0
     node: str = ""
     is_leaving: bool = False
+    sent: set[str] = field(default_factory=set)
 
     @property
     def may_start(self) -> bool:

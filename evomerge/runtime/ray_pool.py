@@ -26,7 +26,7 @@ from evomerge.runtime.cluster_watch import ClusterWatch, Planner, Sight
 from evomerge.runtime.placement import worker_environment
 from evomerge.runtime.placement_plan import ModelNeed, Wishes, WorkerShape, plan_workers
 from evomerge.runtime.ray_cluster import Cluster, PlacedActor, RayNodes, node_strategy
-from evomerge.runtime.scorer_actor import Reply, outcome_of
+from evomerge.runtime.scorer_actor import Reply, call_of, outcome_of
 from evomerge.runtime.seat_changes import is_stranded, seat_changes
 from evomerge.search.ports import Outcome
 
@@ -200,7 +200,8 @@ class RayPool:
                 self._start_workers()
                 continue
             assignment = self._assignments.begin(seat.name)
-            self._pending[seat.actor.evaluate.remote(assignment.candidate)] = seat
+            call = call_of(assignment.candidate, seat.sent)
+            self._pending[seat.actor.evaluate.remote(*call)] = seat
 
     def _finished_calls(self, until: float) -> list[Any]:
         """Return the calls that have ended; waits for one until the next thing to look after."""
@@ -236,6 +237,7 @@ class RayPool:
         else:
             self._idle.append(seat)
         if reply.error is not None:
+            seat.sent.clear()  # perhaps the call has not arrived
             return self._assignments.lose(seat.name, reply.error, reply.detail)
         assignment = self._assignments.finish(seat.name)
         return [] if assignment is None else [outcome_of(reply, assignment, seat.name)]
@@ -293,6 +295,7 @@ class RayPool:
             if seat.may_start and now >= seat.not_before:
                 seat.starts += 1
                 seat.since = now
+                seat.sent.clear()
                 shape = seat.shape
                 actor_class = ray.remote(PlacedActor).options(
                     num_cpus=shape.cpus,

@@ -9,12 +9,14 @@ import os
 import pickle
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evomerge.core.candidate import Candidate, Evaluation
+from evomerge.core.recipe import Recipe
 from evomerge.errors import EvomergeError, ExecutorError, UnavailableError, first_line
 from evomerge.runtime.assignments import Assignment
 from evomerge.search.ports import Outcome
@@ -50,6 +52,7 @@ class ScorerActor:
         """Set environment variables before anything imports torch."""
         os.environ.update(environment)
         self._scorer: CandidateScorer | None = None
+        self._ancestors: dict[str, Recipe] = {}  # that the driver has sent so far
 
     def build(self, factory: bytes, name: str, path: list[str]) -> Reply:
         """Build the worker; the reply says whether that worked.
@@ -66,12 +69,20 @@ class ScorerActor:
             return _failure(error)
         return Reply(detail="\n".join(getattr(self._scorer, "notes", ())))
 
-    def evaluate(self, candidate: Candidate) -> Reply:
-        """Score one candidate; the value is what the outcome holds beside the candidate."""
+    def evaluate(self, candidate: Candidate, ancestors: Mapping[str, Recipe]) -> Reply:
+        """Score one candidate; the value is what the outcome holds beside the candidate.
+
+        Args:
+            candidate: See `call_of`.
+            ancestors: See `call_of`.
+        """
         assert self._scorer is not None
         try:
             # Built anew: unpickled arrays have lost their read-only flag.
-            candidate = replace(candidate, recipe=replace(candidate.recipe))
+            for name, part in ancestors.items():
+                self._ancestors[name] = replace(part, ancestors=self._ancestors)
+            recipe = replace(candidate.recipe, ancestors=self._ancestors)
+            candidate = replace(candidate, recipe=recipe)
             outcome = self._scorer.evaluate(candidate)
         except UnavailableError as error:
             return Reply(unavailable=str(error))
@@ -101,6 +112,22 @@ class ScorerActor:
         except Exception as error:
             return _failure(error)
         return Reply()
+
+
+def call_of(candidate: Candidate, sent: set[str]) -> tuple[Candidate, dict[str, Recipe]]:
+    """Return what `ScorerActor.evaluate` takes: thousands of ancestors need not travel every time.
+
+    Args:
+        candidate: What is to be scored.
+        sent: Ids of the ancestors that the process has; those that go out now are added.
+
+    Returns:
+        The candidate without ancestors; and id -> recipe of those that are new, the oldest first,
+        each without its own.
+    """
+    new = {name: part.bare() for name, part in candidate.recipe.closure(sent).items()}
+    sent.update(new)
+    return replace(candidate, recipe=candidate.recipe.bare()), new
 
 
 def _failure(error: Exception) -> Reply:

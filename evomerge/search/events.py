@@ -115,7 +115,9 @@ def candidate_of(event: Event, seed: int, recipes: JournalRecipes | None = None)
             candidate_seed(seed, int(event["id"])),
             str(event["origin"]),
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except ConfigError as error:  # says where
+        raise JournalError(str(error)) from None
+    except (KeyError, TypeError, ValueError) as error:
         raise JournalError(f"journal: an asked event is malformed: {error}") from None
 
 

@@ -88,6 +88,15 @@ class DerivedCache:
         key = hashlib.blake2b(body.encode(), digest_size=16).hexdigest()
         return FolderEntry(self, self.root / kind / key, body)
 
+    def free_bytes(self) -> int:
+        """Return the free bytes of the disk that the folder is on, 0 where nobody can say."""
+        root = self.root.absolute()
+        try:
+            place = next(path for path in (root, *root.parents) if path.is_dir())
+            return shutil.disk_usage(place).free
+        except OSError:
+            return 0
+
     def make_room(self, entry: FolderEntry, n_new: int) -> None:
         """Remove entries until `n_new` more bytes in `entry` fit the budget.
 
@@ -141,6 +150,8 @@ class DerivedCache:
 
 class FolderEntry:
     """One entry of a `DerivedCache`: a folder with one file per item."""
+
+    _close_file = staticmethod(os.close)  # modules may be gone when the last entries are
 
     def __init__(self, cache: DerivedCache, folder: Path, key: str) -> None:
         """Args: cache: the owner; folder: of this entry; key: canonical JSON of its parts."""
@@ -199,7 +210,7 @@ class FolderEntry:
     def close(self) -> None:
         """Give up the claim that protects the entry from removal; tensors that were read stay."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._close_file(self._lock)
             self._lock = None
 
     def remove(self) -> bool:

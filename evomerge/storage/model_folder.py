@@ -153,7 +153,7 @@ class ModelFolder:
         Raises:
             SourceError: There is no such tensor.
         """
-        stored = self._stored_name(name)
+        stored = name if name in self.specs else self._stored_name(name)
         return self._owners[stored].read(stored)
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:

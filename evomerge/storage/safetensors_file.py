@@ -106,8 +106,8 @@ class SafetensorsFile:
         Raises:
             SourceError: There is no such tensor, or a BOOL byte is neither 0 nor 1.
         """
-        spec = self._spec(name)
-        return self._views[name] if name in self._views else self._whole(spec)
+        view = self._views.get(name)
+        return self._whole(self._spec(name)) if view is None else view
 
     @cached_property
     def _views(self) -> Mapping[str, Tensor]:

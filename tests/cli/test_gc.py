@@ -107,6 +107,29 @@ def test_entries_of_given_runs_stay(cache, evomerge):
     assert len(alone["items"]) == len(entries(cache))
 
 
+def test_ancestors_of_given_runs_stay(cache, place, evomerge):
+    import torch
+
+    from evomerge.config.locate import run_at
+    from evomerge.config.models import open_models
+    from evomerge.config.workers import read_run_config, read_sources
+    from evomerge.merging.ancestor_store import KIND, AncestorStore
+    from evomerge.merging.source import content_key
+    from evomerge.storage.derived_cache import DerivedCache
+
+    for name in ("first", "second"):
+        run = run_at(place.folder / name)
+        models = open_models(read_run_config(run), known=read_sources(run), check=False)
+        store = AncestorStore(DerivedCache(cache), least_on_disk=1)
+        store.models = tuple(content_key(models.sources[id]) for id in models.space.sources)
+        store.keep(name, "t", [torch.zeros(3)])
+        del store  # gives up its claim
+    found = json.loads(evomerge("gc", "first", cache, "--json").out)["items"]
+    (gone,) = (item for item in found if f"/{KIND}/" in item["path"])
+    said = json.loads((cache / KIND / os.path.basename(gone["path"]) / "key.json").read_text())
+    assert said["digest"] == "second"
+
+
 def test_an_entry_in_use_stays(cache, evomerge):
     from evomerge.storage.derived_cache import DerivedCache
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from evomerge.config import worker_plan
+from evomerge.config.model_size import merge_bytes
 from evomerge.config.models import open_sources
-from evomerge.config.schema import ModelConfig, load_config
+from evomerge.config.schema import ModelConfig, RunConfig, load_config, parse_config
 from evomerge.config.session import open_or_create, preflight
 from evomerge.config.worker_plan import plan_facts, plan_table, with_plan, worker_need
 from evomerge.errors import RunError
@@ -48,7 +49,7 @@ def test_small_runs_look_as_far_ahead_as_ever_and_large_ones_farther() -> None:
 def test_the_need_follows_from_the_models(tiny_models, tmp_path: Path) -> None:
     path = tiny_models.write(tmp_path / "c.yaml")
     prepared = preflight(load_config(path), tmp_path)
-    need = worker_need(prepared.models, prepared.tasks.search)
+    need = worker_need(prepared.config, prepared.models, prepared.tasks.search)
     assert need.parameters == prepared.models.space.n_elements
     assert need.weight_bytes == 4 * need.parameters
     assert 0 < need.least_bytes < need.full_bytes
@@ -91,12 +92,43 @@ def test_check_refuses_several_gpus_for_one_engine(
     assert message in done.err
 
 
+def plain_config(**algorithm: object) -> RunConfig:
+    task = {"name": "a", "evaluator": {"name": "multiple_choice", "examples": "rows.jsonl"}}
+    body = {
+        "name": "c",
+        "models": [{"model": "x"}, {"model": "y"}],
+        "merge": {"name": "linear", "normalize": False},
+        "algorithm": {"name": "m2n2", **algorithm},
+        "tasks": [task],
+        "budget": {"evaluations": 1000},
+    }
+    return parse_config(body, "c.yaml")
+
+
+def test_noise_and_ancestors_are_counted(tmp_path: Path) -> None:
+    write_models(tmp_path)
+    models = open_sources(None, [ModelConfig(name=n, model=str(tmp_path / n)) for n in "xy"])
+    largest = 4 * max(tensor.spec.n_elements for tensor in models.space.merged)
+    plain, scratch, short = (
+        merge_bytes(models, plain_config(**keys))
+        for keys in ({}, {"mutation": 0.01}, {"mutation": 0.01, "max_noise": 4})
+    )
+    assert plain == 4 * largest
+    assert scratch - plain >= 35 * largest
+    assert scratch - short == 28 * largest
+    kept = scratch - plain - 36 * largest
+    assert kept == 8 * models.space.n_elements * 1000
+
+
 def test_an_engine_beside_transformers_holds_the_model_once_more(tmp_path: Path) -> None:
     rows = write_models(tmp_path)
     models = open_sources(None, [ModelConfig(name=n, model=str(tmp_path / n)) for n in "xy"])
     plain = MultipleChoice(examples=rows)
     engine = MultipleChoice(examples=rows, engine=VllmEngine(name="vllm"))
-    one, both = (worker_need(models, tasks) for tasks in ({"a": plain}, {"a": plain, "b": engine}))
+    config = plain_config()
+    one, both = (
+        worker_need(config, models, tasks) for tasks in ({"a": plain}, {"a": plain, "b": engine})
+    )
     assert both.weight_bytes == 2 * one.weight_bytes
     assert one.divides
     assert not both.divides

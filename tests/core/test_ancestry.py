@@ -101,6 +101,23 @@ def test_damaged_ancestors_are_refused(damage):
         Recipe.from_json(body, where="mine.json")
 
 
+def test_settings_of_an_ancestor_are_checked_before_its_digest():
+    body = D.to_json()
+    body["ancestors"][ancestor_name(A.digest())]["settings"] = {"normalize": float("nan")}
+    with pytest.raises(ConfigError, match=r"^f: recipe: ancestors.ancestor:.*settings.normalize"):
+        Recipe.from_json(body, where="f: recipe")
+    body = D.to_json()
+    body["ancestors"][ancestor_name(A.digest())]["params"]["weights"][0][0] = 0.75
+    with pytest.raises(ConfigError, match=r"^f: recipe: what is given as .* is another recipe"):
+        Recipe.from_json(body, where="f: recipe")
+
+
+def test_a_bare_recipe_is_the_same_without_ancestors():
+    assert D.bare().digest() == D.digest()
+    assert not D.bare().ancestors
+    assert A.bare() is A
+
+
 def test_only_the_named_recipe_may_be_given():
     with pytest.raises(ConfigError, match="what is given as ancestor:"):
         Recipe("linear", ("x", *C.named), {}, ancestors=dict.fromkeys(C.named, A))

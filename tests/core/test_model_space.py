@@ -163,6 +163,12 @@ def test_names_must_differ():
         align([header("a"), header("a")], has_base=False)
 
 
+@pytest.mark.parametrize("name", ["noise:0123456789abcdef", "ancestor:0123456789abcdef"])
+def test_a_model_cannot_have_the_name_of_what_is_made(name):
+    with pytest.raises(ModelSpaceError, match="cannot name a model"):
+        align([header("a"), header(name)], has_base=False)
+
+
 def test_equal_models_leave_nothing_to_merge():
     digests = {name: "same" for name in SHAPES}
     with pytest.raises(ModelSpaceError, match="nothing to merge: a, b hold the same weights"):

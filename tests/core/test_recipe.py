@@ -169,12 +169,20 @@ def test_an_inconsistent_recipe_is_refused(keys, says):
         ({"breaks": [0, 2.5], "grouping": "segments"}, "breaks must be integers"),
         ({"breaks": 5, "grouping": "segments"}, "mine.json: "),
         ({"settings": 5}, "mine.json: "),
+        ({"settings": {"a": math.nan}}, "mine.json: recipe: settings.a must be a text, a finite"),
+        ({"settings": {"a": [1]}}, "settings.a must be"),
     ],
 )
 def test_a_broken_mapping_is_refused_by_name(change, says):
     body = Recipe("o", ("a",), {"w": np.zeros(1)}).to_json() | change
     with pytest.raises(ConfigError, match=says):
         Recipe.from_json(body, where="mine.json")
+
+
+def test_the_place_is_said_once():
+    body = Recipe("o", ("a",), {"w": np.zeros(1)}).to_json() | {"params": {"w": [math.nan]}}
+    with pytest.raises(ConfigError, match=r"^mine.json: recipe: params.w holds"):
+        Recipe.from_json(body, where="mine.json: recipe")
 
 
 @pytest.mark.parametrize("key", ["operator", "sources", "grouping", "params"])

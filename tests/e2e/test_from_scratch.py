@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
 import pytest
 from safetensors.torch import load_file
+
+from evomerge.core.ancestry import ancestor_name
+from evomerge.core.recipe import canonical_json
+from evomerge.storage.journal import GENESIS, chain_hash
 
 from .tiny_run import evomerge, journal, start
 
@@ -32,6 +37,17 @@ def wait_for_results(run, n: int) -> None:
 
 def made(event) -> list[str]:
     return [name for name in event["recipe"]["sources"] if ":" in name]
+
+
+def edit(run, ancestor: str) -> None:
+    """Change the recipe of an ancestor in a journal, whose chain of hashes is made anew."""
+    events, link, lines = journal(run), GENESIS, []
+    for event in events:
+        if ancestor_name(str(event.get("digest"))) == ancestor:
+            event["recipe"]["params"]["weights"][0][0] += 0.25
+        link = chain_hash(link, canonical_json(event))
+        lines.append(canonical_json({"chain": link, "event": event}))
+    (run / "journal.jsonl").write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.slow
@@ -90,10 +106,24 @@ def test_an_old_run_with_ancestors_begins_a_new_one(tiny_models, tmp_path):
     for run, *more in (("old",), ("new", "--warm-start", tmp_path / "old")):
         done = evomerge("search", config, "--run", tmp_path / run, *more)
         assert done.returncode == 0, done.stderr
+    asked = [event for event in journal(tmp_path / "old") if event["kind"] == "asked"]
+    last = next(e for e in reversed(asked) if made(e)[0].startswith("ancestor:"))
+    named = made(last)
     taken = json.loads((tmp_path / "new" / "warm_start.json").read_text())
     assert not any("ancestors" in item["recipe"] for item in taken)
     new = [event for event in journal(tmp_path / "new") if event["kind"] == "asked"]
     assert any(name.startswith("ancestor:") for event in new[52:] for name in made(event))
+    edited = tmp_path / "edited"
+    shutil.copytree(tmp_path / "old", edited)
+    edit(edited, named[0])
+    for arguments in (
+        ("search", config, "--run", tmp_path / "never", "--warm-start", edited),
+        ("export", edited, "--pick", f"candidate:{last['id']}", "--out", tmp_path / "out"),
+    ):
+        done = evomerge(*arguments)
+        assert done.returncode == 3, done.stderr
+        assert f"what is given as {named[0]} is another recipe" in done.stderr
+        assert "Traceback" not in done.stderr
     done = evomerge("resume", tmp_path / "new", "--evaluations", "60")
     assert done.returncode == 0, done.stderr
     done = evomerge("report", tmp_path / "new", "--out", tmp_path / "report.html")

@@ -22,6 +22,7 @@ from evomerge.merging.materialize import materialize
 from evomerge.merging.noise_source import NoiseSource
 from evomerge.merging.plan import build_operators
 from evomerge.merging.population import merge_population
+from evomerge.merging.source import content_key
 from evomerge.seeding import generator
 from evomerge.storage.derived_cache import DerivedCache
 from tests.merging.test_noise_source import SHAPES, SOURCES, SPACE, Numbers
@@ -120,7 +121,7 @@ def test_what_was_forgotten_is_computed_again_with_the_same_bits(tmp_path):
     nothing = AncestorStore(max_bytes=0)
     assert torch.equal(merged(recipe, nothing), expected)
     cache = DerivedCache(tmp_path)
-    on_disk = AncestorStore(cache, least_bytes=1, max_bytes=0)
+    on_disk = AncestorStore(cache, least_bytes=1, least_on_disk=1, max_bytes=0)
     assert torch.equal(merged(recipe, on_disk), expected)
     files = list((tmp_path / "ancestors").glob("*/*.safetensors"))
     assert len(files) == 3 * len(recipe.closure())
@@ -128,21 +129,148 @@ def test_what_was_forgotten_is_computed_again_with_the_same_bits(tmp_path):
         path.unlink()
     files[1].write_bytes(b"torn")
     assert torch.equal(merged(recipe, on_disk), expected)
-    assert torch.equal(merged(recipe, AncestorStore(cache, least_bytes=1)), expected)
+    again = AncestorStore(cache, least_bytes=1, least_on_disk=1)
+    assert torch.equal(merged(recipe, again), expected)
 
 
-def test_the_disk_holds_the_ancestors_that_were_used_last(tmp_path):
+class Disk(DerivedCache):
+    """A cache on a disk of so many bytes."""
+
+    def __init__(self, root, size: int) -> None:
+        super().__init__(root)
+        self.size = size
+
+    def free_bytes(self) -> int:
+        return self.size - self.taken
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the items."""
+        return sum(path.stat().st_size for path in self.root.glob("*/*/*.safetensors"))
+
+    @property
+    def held(self) -> list[str]:
+        """Ancestors with items."""
+        return sorted({path.parent.name for path in self.root.glob("*/*/*.safetensors")})
+
+
+def disk_store(cache: DerivedCache, **keys) -> AncestorStore:
+    return AncestorStore(cache, **{"least_on_disk": 1, "max_bytes": 0, **keys})
+
+
+@pytest.mark.parametrize("keys", [{"max_entries": 5}, {"share_of_disk": 0.25}])
+def test_the_disk_holds_the_ancestors_that_were_used_last(tmp_path, keys):
     recipe = evolve(40, 4)
-    store = AncestorStore(DerivedCache(tmp_path), least_bytes=1, max_bytes=0, max_entries=5)
+    cache = Disk(tmp_path, 4 * 5 * (4 * N + 500))
+    store = disk_store(cache, **keys)
     assert torch.equal(merged(recipe, store), merged(recipe))
     assert len(recipe.closure()) > 10
-    assert len(list((tmp_path / "ancestors").iterdir())) <= 5
+    assert 3 <= len(cache.held) <= 5
+    assert store.digests[recipe.named[-1]] in digests_of(cache), "it was computed last"
+
+
+def digests_of(cache: Disk) -> set[str]:
+    """Return the digests of the ancestors that have items."""
+    bodies = [(cache.root / "ancestors" / name / "key.json").read_text() for name in cache.held]
+    return {json.loads(body)["digest"] for body in bodies}
+
+
+def counted(store: AncestorStore, recipe: Recipe) -> int:
+    """Merge a recipe and return how many items of ancestors had to be computed."""
+    kept = []
+    keep = store.keep
+    store.keep = lambda *given: (kept.append(given[:2]), keep(*given))[1]
+    merged(recipe, store)
+    del store.keep
+    assert len(kept) == len(set(kept))
+    return len(kept)
 
 
 def test_a_full_cache_is_done_without(tmp_path):
     recipe = evolve(40, 4)
-    store = AncestorStore(DerivedCache(tmp_path, budget_bytes=20_000), least_bytes=1)
-    assert torch.equal(merged(recipe, store), merged(recipe))
+    for cache in (DerivedCache(tmp_path, budget_bytes=20_000), Disk(tmp_path / "full", 0)):
+        store = AncestorStore(cache, least_on_disk=1)
+        assert torch.equal(merged(recipe, store), merged(recipe))
+        assert counted(store, recipe) == 0
+    assert cache.held == []
+
+
+@pytest.mark.parametrize("least_bytes", [1, 4 * 60, 1 << 20])
+def test_neighbours_share_a_file_and_nothing_is_computed_twice(tmp_path, least_bytes):
+    """Were small tensors in memory only, large ones would drive them out, back to the models."""
+    recipe, cache = evolve(60, 4), Disk(tmp_path, 1 << 40)
+    n_items = {1: 3, 240: 1, 1 << 20: 1}[least_bytes]
+    store = disk_store(cache, least_bytes=least_bytes)
+    assert counted(store, recipe) == n_items * len(recipe.closure())
+    for again in (store, disk_store(cache, least_bytes=least_bytes)):
+        assert counted(again, recipe) == 0
+        assert torch.equal(merged(recipe, again), merged(recipe))
+
+
+def test_small_models_stay_in_memory(tmp_path):
+    recipe, cache = evolve(20, 4), Disk(tmp_path, 1 << 40)
+    store = AncestorStore(cache, least_on_disk=4 * N + 1)
+    assert counted(store, recipe) == len(recipe.closure())
+    assert counted(store, recipe) == 0
+    assert cache.held == []
+
+
+def test_a_file_of_something_else_is_no_ancestor(tmp_path):
+    recipe, cache = evolve(20, 4), Disk(tmp_path, 1 << 40)
+    expected = merged(recipe, disk_store(cache))
+    wrong = [
+        {"0": torch.zeros(7)},
+        {"ancestors": torch.zeros(N)},
+        {
+            str(i): torch.zeros(shape, dtype=torch.float64)
+            for i, shape in enumerate(SHAPES.values())
+        },
+    ]
+    for i, path in enumerate(sorted((tmp_path / "ancestors").iterdir())):
+        body = json.loads((path / "key.json").read_text())
+        cache.entry(body.pop("kind"), body).write("a.weight", wrong[i % 3])
+    assert torch.equal(merged(recipe, disk_store(cache)), expected)
+
+
+def test_other_processes_may_remove_what_was_not_used_of_late(tmp_path):
+    recipe, cache = evolve(40, 4), Disk(tmp_path, 1 << 40)
+    expected = merged(recipe)
+    store = disk_store(cache, max_claims=4)
+    merged(recipe, store)
+    folders = sorted((tmp_path / "ancestors").iterdir())
+    gone = [folder for folder in folders if DerivedCache(tmp_path).remove(folder)]
+    assert len(gone) == len(folders) - 4 > 10
+    assert torch.equal(merged(recipe, store), expected)
+
+
+def test_what_a_store_wrote_can_be_removed_and_nothing_else(tmp_path):
+    recipe, older, cache = evolve(40, 4), evolve(20, 4), Disk(tmp_path, 1 << 40)
+    merged(older, disk_store(cache))
+    before = cache.held
+    store = disk_store(cache)
+    expected = merged(recipe, store)
+    assert set(before) < set(cache.held)
+    store.clear_disk()
+    assert cache.held == before
+    assert torch.equal(merged(recipe, store), expected)
+
+
+def test_the_cache_says_which_models_ancestors_are_of(tmp_path):
+    recipe, cache = evolve(20, 4), Disk(tmp_path, 1 << 40)
+    merged(recipe, disk_store(cache))
+    for path in (tmp_path / "ancestors").glob("*/key.json"):
+        said = json.loads(path.read_text())["sources"]
+        assert said == sorted(content_key(source) for source in SOURCES.values())
+
+
+@pytest.mark.parametrize("piece", [7, 100, 2048])
+def test_pieces_have_the_same_bits(monkeypatch, piece):
+    """Noise is made where it is added: whole tensors of 32 terms would not fit the memory."""
+    recipe = evolve(30, 4)
+    expected = merged(recipe)
+    monkeypatch.setattr("evomerge.merging.materialize.PIECE", piece)
+    monkeypatch.setattr("evomerge.merging.ancestor_source.PIECE", piece)
+    assert torch.equal(merged(recipe), expected)
 
 
 def test_an_ancestor_is_computed_once_for_many_candidates():
@@ -231,7 +359,9 @@ def test_what_cannot_be_an_ancestor_is_refused():
         "no weighted sum": Recipe("linear", ("x", "y"), row),
         "no weighted sum of": Recipe("linear", ("x", "y"), row, "kind", settings=raw),
         "is not a source": Recipe("linear", ("x", "z"), row, settings=raw),
-        "breaks end": Recipe("linear", ("x", "y"), row, "segments", np.array([0, 7]), raw),
+        "ancestor [0-9a-f]{16}: breaks end": Recipe(
+            "linear", ("x", "y"), row, "segments", np.array([0, 7]), raw
+        ),
         "must be": Recipe("linear", ("x", "y"), {"weights": np.ones((1, 3))}, settings=raw),
     }
     for message, ancestor in wrong.items():
@@ -244,12 +374,26 @@ def test_what_cannot_be_an_ancestor_is_refused():
         build_operators(over(good, operator="task_arithmetic"), SPACE)
 
 
+def test_a_recipe_of_very_many_terms_is_refused():
+    noise = [noise_name(i) for i in range(1025)]
+    row = {"weights": np.full((1, 1027), 0.1)}
+    recipe = Recipe("linear", ("x", "y", *noise), row, settings={"normalize": False})
+    for refused in (recipe, over(recipe)):
+        with pytest.raises(ConfigError, match="names 1025 terms of noise and ancestors"):
+            merged(refused)
+
+
 def test_an_ancestor_that_overflows_is_an_error():
-    huge = Recipe(
-        "linear", ("x", "y"), {"weights": np.array([[3e38, 3e38]])}, settings={"normalize": False}
+    huge, beyond = (
+        Recipe("linear", ("x", "y"), {"weights": np.array([[w, w]])}, settings={"normalize": False})
+        for w in (3e38, 1e300)
     )
     with pytest.raises(EvaluationError, match="NaN or infinity"):
         merged(over(huge))
+    with pytest.raises(ConfigError, match=r"params.weights holds 1e\+300; .* float32"):
+        merged(over(beyond))
+    with pytest.raises(ConfigError, match=r"params.weights holds 1e\+300; .* float32"):
+        merged(beyond)
 
 
 def test_a_recipe_read_back_merges_to_the_same_bits():

@@ -133,6 +133,47 @@ def test_merge_kept_equals_torch_bit_for_bit(name, dtype, vote, divisor):
         assert not torch.equal(compiled.float(), tensors.base.float())
 
 
+@pytest.mark.parametrize("name", ["band", "random"])
+@pytest.mark.parametrize("n", [1, 5, 255, 256, 257, 600, RUN + 1])
+@pytest.mark.parametrize("skipped", [0, 4, 28, 33])
+@pytest.mark.parametrize("vote", [None, "weighted"])
+@pytest.mark.parametrize(
+    "dtypes", [(BF16, BF16, BF16), (F32, F32, F32), (BF16, F32, BF16), (F32, BF16, F32)]
+)
+def test_sums_of_what_is_kept_write_their_elements_and_no_others(dtypes, vote, skipped, n, name):
+    base_dtype, dtype, out_dtype = dtypes
+    base, experts = models(2, F32, n)
+    room = torch.full((n + 600,), 7.0, dtype=out_dtype)
+    tensors = TensorInputs(
+        "w",
+        base.to(base_dtype),
+        tuple(expert.to(dtype) for expert in experts),
+        out_dtype,
+        ("a", "b"),
+        into=room[skipped : skipped + n],
+        least_compiled=1,
+    )
+    keeps = [KEEPS[name](k) for k in range(2)]
+    _, plain = both(tensors, keeps, (0.7, -0.2), vote=vote, divisor="none")
+    assert torch.equal(room[skipped : skipped + n], plain)
+    assert (room[:skipped] == 7.0).all()
+    assert (room[skipped + n :] == 7.0).all()
+
+
+@pytest.mark.parametrize("where", [0, 1, 300, 699])
+@pytest.mark.parametrize("vote", [None, "weighted"])
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("keep", [Keep(low=0.01), Keep(key=3, density=1.0)])
+def test_a_sum_of_what_is_kept_that_is_not_finite_is_noticed(keep, dtype, vote, where):
+    base, experts = models(2, dtype, 700)
+    experts[1][where] = float("inf")
+    tensors = TensorInputs("w", base, experts, dtype, ("a", "b"), least_compiled=1)
+    merged = merge_kept(tensors, [keep] * 2, (1.0, 1.0), vote=vote, divisor="none")
+    assert merged not in tensors.finite
+    assert not merged[where].isfinite()
+    assert merged.isfinite().sum() == 699
+
+
 @pytest.mark.parametrize("inverts", [False, True])
 @pytest.mark.parametrize("vote", [None, "unweighted"])
 @pytest.mark.parametrize(("density", "spread"), [(0.5, 0.3), (2.0**-17, 1.8 * 2.0**-17)])

@@ -11,7 +11,7 @@ from evomerge.core.model_space import SourceHeader, TensorSpec, align
 from evomerge.core.noise import noise_name, noise_seed
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, SourceError
-from evomerge.merging.ancestor_store import AncestorStore
+from evomerge.merging.ancestor_store import TensorMemory
 from evomerge.merging.materialize import materialize
 from evomerge.merging.noise_source import NoiseSource, normal_table, philox_normal
 
@@ -122,12 +122,30 @@ def test_noise_goes_with_linear_only():
         list(materialize(recipe([[1.0, 0.0, 0.1]], noise=("noise:7",)), SPACE, SOURCES))
 
 
-def test_small_noise_is_kept_with_the_same_bits():
-    store = AncestorStore(least_bytes=4 * 37 + 1)
-    plain, kept = NoiseSource(NOISE[0], SPACE), NoiseSource(NOISE[0], SPACE, store)
+def test_small_noise_is_kept_with_the_same_bits(monkeypatch):
+    monkeypatch.setattr("evomerge.merging.noise_source.LEAST_BYTES", 4 * 37 + 1)
+    plain, kept = NoiseSource(NOISE[0], SPACE), NoiseSource(NOISE[0], SPACE, TensorMemory(1 << 20))
     for name in SHAPES:
         for _ in range(2):
             assert torch.equal(kept.read(name), plain.read(name))
             assert torch.equal(kept.read_range(name, 3, 11), plain.read_range(name, 3, 11))
     assert kept.read("b.weight") is kept.read("b.weight")
     assert kept.read("a.weight") is not kept.read("a.weight")
+
+
+def test_a_memory_holds_what_was_used_last():
+    rows = [torch.full((2,), i) for i in range(4)]
+    memory = TensorMemory(2 * rows[0].nbytes)
+    for i in (0, 1):
+        assert memory.keep("noise", str(i), (rows[i],))[0] is rows[i]
+    assert memory.find("noise", "0") is not None
+    memory.keep("noise", "2", (rows[2],))
+    assert [memory.find("noise", str(i)) is None for i in range(3)] == [False, True, False]
+    memory.keep("noise", "2", (rows[3],))
+    assert memory.find("noise", "0") is not None, "a name takes its room once"
+    memory.forget("noise", "0")
+    memory.forget("noise", "0")
+    memory.keep("noise", "1", (rows[1],))
+    assert memory.find("noise", "2") == (rows[3],)
+    memory.keep("noise", "5", rows)
+    assert memory.find("noise", "5") is None, "it is larger than the memory"

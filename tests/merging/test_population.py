@@ -12,7 +12,9 @@ from evomerge.core.model_space import align
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError, EvaluationError
 from evomerge.merging import materialize as materialize_module
+from evomerge.merging import population
 from evomerge.merging.derived import derive_for
+from evomerge.merging.fused import MIN_ELEMENTS, weighted_sum
 from evomerge.merging.materialize import materialize
 from evomerge.merging.operator import OperatorDefaults, merge_operators
 from evomerge.merging.population import merge_population
@@ -152,3 +154,25 @@ def test_no_recipe_is_an_error():
     derived = materialize_module.derive_for(merge_operators.get("linear"), space, sources)
     with pytest.raises(ConfigError, match="at least one recipe"):
         next(merge_population([], space, sources, derived))
+
+
+@pytest.mark.parametrize("n", [MIN_ELEMENTS, MIN_ELEMENTS + 2100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_together_write_their_elements_and_no_others(dtype, n):
+    generator = torch.Generator().manual_seed(0)
+    sources = [torch.randn(n, generator=generator).to(dtype) for _ in range(3)]
+    rooms = [torch.full((n + 100,), 7.0, dtype=dtype) for _ in range(30)]
+    sums, expected = [], []
+    for p, room in enumerate(rooms):
+        terms = [(0.1 * p - k, source) for k, source in enumerate(sources)]
+        out = room[p : p + n]
+        sums.append(population._Sum(terms, out, out._version))
+        expected.append(torch.empty(n, dtype=dtype))
+        weighted_sum(terms, expected[-1])
+    assert population._together(sums)
+    for p, room in enumerate(rooms):
+        assert torch.equal(room[p : p + n], expected[p])
+        assert (room[:p] == 7.0).all()
+        assert (room[p + n :] == 7.0).all()
+    sources[1][-1] = float("inf")
+    assert not population._together(sums)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from evomerge.core.ancestry import ancestor_name
 from evomerge.core.candidate import Candidate
 from evomerge.core.model_space import align
+from evomerge.core.noise import noise_name
 from evomerge.core.recipe import Recipe
 from evomerge.evaluation.subject import Subject
 from evomerge.merging.derived import derive_for
@@ -96,6 +98,12 @@ def recipes(space):
     yield linear([[1.0, 0.0, 0.0], [0.0, 0.7, 0.1]], "segments", [0, n // 3, n])
     for density in (0.4, 0.6):
         yield Recipe("ties", NAMES, {"weights": [[1.0, 1.0]], "density": [density]})
+    old, raw, breaks = linear([[0.5, 0.3, 0.2]]), {"normalize": False}, [0, n // 2, n]
+    for ancestor, last in ((old, 0.4), (old, 0.6), (linear([[0.0, 0.3, 0.7]]), 0.6)):
+        name = ancestor_name(ancestor.digest())
+        weights = {"weights": [[0.0, 0.2, 0.0, 0.8, 0.01], [0.1, 0.0, 0.3, last, 0.01]]}
+        sources = (*NAMES, name, noise_name(5))
+        yield Recipe("linear", sources, weights, "segments", breaks, raw, {name: ancestor})
     yield linear(rows, "layer")
     yield Recipe("slerp", NAMES, {"t": [0.3]})
 

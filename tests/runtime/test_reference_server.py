@@ -6,7 +6,9 @@ import httpx2
 import numpy as np
 import pytest
 
+from evomerge.core.ancestry import ancestor_name
 from evomerge.core.model_space import align
+from evomerge.core.noise import noise_name
 from evomerge.core.recipe import Recipe
 from evomerge.errors import EvaluationError, ExecutorError
 from evomerge.evaluation.http_client import Client
@@ -84,6 +86,26 @@ def test_text_options_and_digests_are_those_of_the_model_here(connected):
     usage = model.client.meter.take()
     assert usage.prompt_tokens > 0
     assert usage.completion_tokens > 0
+
+
+def test_ancestors_are_sent_along(connected):
+    model, _, worker, _ = connected
+
+    def descendant(x: str, depth: int = 3) -> Recipe:
+        weights, settings = {"weights": np.full((1, 3), 0.3)}, {"normalize": False}
+        made = Recipe("linear", ("base", x, noise_name(1)), weights, settings=settings)
+        for _ in range(depth):
+            name = ancestor_name(made.digest())
+            made = Recipe(
+                "linear", ("base", "y", name), weights, settings=settings, ancestors={name: made}
+            )
+        return made
+
+    digest = model.install(descendant("x"))
+    assert digest == worker.install(descendant("x"))
+    assert digest != model.install(descendant("x", depth=2))
+    with pytest.raises(EvaluationError, match="source 'z' is not held here"):
+        model.install(descendant("z"))
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])

@@ -287,3 +287,12 @@ def test_the_default_root_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("EVOMERGE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_root() == tmp_path / "evomerge"
+
+
+def test_free_bytes_are_those_of_the_disk_it_will_be_on(tmp_path):
+    here = DerivedCache(tmp_path).free_bytes()
+    there = DerivedCache(tmp_path / "not" / "yet").free_bytes()
+    assert min(here, there) > 0
+    assert abs(here - there) < 1 << 30
+    (tmp_path / "file").write_bytes(b"")
+    assert DerivedCache(tmp_path / "file" / "below").free_bytes() > 0

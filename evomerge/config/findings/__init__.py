@@ -16,6 +16,7 @@ from evomerge.config.findings.papers import (
     token_findings,
 )
 from evomerge.config.findings.resources import disk_finding, memory_finding
+from evomerge.config.model_size import is_from_scratch
 from evomerge.config.session import Prepared
 
 __all__ = ["Finding", "findings_of"]
@@ -36,7 +37,8 @@ def findings_of(
         SourceError: A tokenizer's file is malformed.
     """
     models = prepared.models
-    lineage, figures = lineage_findings(models)
+    scratch = is_from_scratch(prepared.config)
+    lineage, figures = lineage_findings(models, from_scratch=scratch)
     licence, merged = licence_findings(models)
     template = chat_template_finding(models)
     found = [

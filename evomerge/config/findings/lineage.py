@@ -34,11 +34,17 @@ _OTHER_BASE = (
 )
 
 
-def lineage_findings(models: OpenModels) -> tuple[list[Finding], dict[str, Any] | None]:
+def lineage_findings(
+    models: OpenModels, *, from_scratch: bool = False
+) -> tuple[list[Finding], dict[str, Any] | None]:
     """Return what samples of the weights say, and the figures behind it, JSON-ready.
 
     Nothing (`[], None`) for sequences of layers and where only one model is opened: layers of
     different models may well be put in sequence.
+
+    Args:
+        models: The models of a config.
+        from_scratch: They are evolved from scratch, so that they need not be kin.
     """
     own = _own_sources(models)
     if models.layers is not None or models.stacks or len(own) < 2:
@@ -50,7 +56,8 @@ def lineage_findings(models: OpenModels) -> tuple[list[Finding], dict[str, Any] 
     if kin is None:
         return found, None
     figures = _figures(kin, has_base=space.has_base)
-    return [*found, *_descent(figures), *_same_way(figures, {*twins})], figures
+    descent = _descent(figures, from_scratch=from_scratch)
+    return [*found, *descent, *_same_way(figures, {*twins})], figures
 
 
 def _own_sources(models: OpenModels) -> dict[str, TensorSource]:
@@ -126,7 +133,7 @@ def _figures(kin: Kinship, *, has_base: bool) -> dict[str, Any]:
     }
 
 
-def _descent(figures: Mapping[str, Any]) -> list[Finding]:
+def _descent(figures: Mapping[str, Any], *, from_scratch: bool) -> list[Finding]:
     """Return a ✓ for all that are close to the first model, and a finding for each other."""
     experts: Mapping[str, Any] = figures["experts"]
     reference, is_base = figures["reference"], figures["is_base"]
@@ -151,7 +158,10 @@ def _descent(figures: Mapping[str, Any]) -> list[Finding]:
             f"{name!r} is unrelated to {reference!r}: the cosine of their weights is {cosine:.4f}"
         )
         remedy = _OTHER_BASE if is_base else "Merge only fine-tunes of one base; leave one out"
-        found.append(bad("lineage", text, remedy))
+        if from_scratch:
+            found.append(warn("lineage", text, "Well so if they know nothing yet (`mutation`)"))
+        else:
+            found.append(bad("lineage", text, remedy))
     return found
 
 

@@ -87,17 +87,25 @@ def _from_bfloat16(_context: Any, _value: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
+def rounded_word(builder: Any, value: Any) -> Any:
+    """Build a word whose upper half is a float32 as the nearest bfloat16, ties to even.
+
+    NaN stays NaN; the lower half is anything.
+    """
+    bits = builder.bitcast(value, _I32)
+    is_odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+    rounded = builder.add(bits, builder.add(is_odd, ir.Constant(_I32, 0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.select(is_nan, ir.Constant(_I32, 0x7FC00000), rounded)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _to_bfloat16(_context: Any, _value: Any) -> Any:
-    """Round a float32 to the nearest bfloat16, ties to even; NaN stays NaN."""
+    """Round a float32 as `rounded_word` does."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        value = builder.bitcast(args[0], _I32)
-        is_odd = builder.and_(builder.lshr(value, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-        rounded = builder.add(value, builder.add(is_odd, ir.Constant(_I32, 0x7FFF)))
-        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        result = builder.select(is_nan, ir.Constant(_I32, 0x7FC00000), rounded)
-        return builder.trunc(builder.lshr(result, ir.Constant(_I32, 16)), _I16)
+        word = rounded_word(builder, args[0])
+        return builder.trunc(builder.lshr(word, ir.Constant(_I32, 16)), _I16)
 
     return types.uint16(types.float32), generate
 

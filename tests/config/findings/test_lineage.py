@@ -81,8 +81,9 @@ def test_copies_of_the_base_and_of_an_expert_are_named(folders):
 def test_without_a_base_the_first_model_is_what_others_are_held_against(folders):
     findings, figures = lineage_findings(opened(folders, "x", "y", base=None))
     assert (marks(findings), figures["is_base"]) == (["✓"], False)
-    findings, _ = lineage_findings(opened(folders, "x", "stranger", base=None))
-    assert marks(findings) == ["✗"]
+    strangers = opened(folders, "x", "stranger", base=None)
+    assert marks(lineage_findings(strangers)[0]) == ["✗"]
+    assert marks(lineage_findings(strangers, from_scratch=True)[0]) == ["!"]
 
 
 def test_experts_of_another_base_point_the_same_way(folders, tmp_path):
