@@ -15,8 +15,8 @@ from numba import njit, prange, set_num_threads
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evomerge.merging.fused import in_threads
 from evomerge.merging.kernels.compiled import weighted_sum
+from evomerge.merging.threads import in_threads
 
 Bits = NDArray[np.uint16]
 Floats = NDArray[np.float32]

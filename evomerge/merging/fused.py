@@ -8,7 +8,6 @@ given, one rounding at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -16,14 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.philox import RUN
+from evomerge.merging.threads import in_threads
 
 # Below this many elements the compiled kernels' call and first import cost more than they save.
 MIN_ELEMENTS = 1 << 16
 # More would make compilation long: loops over sources are unrolled.
 MAX_SOURCES = 24
-# Fewer elements per thread are not worth a thread.
-_PER_THREAD = 1 << 20
 # Elements per pass of the torch version: the slices of a pass should fit a CPU's cache.
 _CPU_PASS, _GPU_PASS = 1 << 17, 1 << 26
 
@@ -86,20 +83,6 @@ def addresses(
     if not _are_flat(sources, sources[0]):
         return None
     return tuple([tensor.data_ptr() for tensor in sources]), like
-
-
-def in_threads(kernel: Callable[[int, int], bool], n_elements: int, *, run: int = RUN) -> bool:
-    """Call `kernel(start, stop)` on whole runs, on as many threads as torch uses; all must hold."""
-    n_threads = 1
-    if n_elements >= 2 * _PER_THREAD:
-        n_threads = min(torch.get_num_threads(), n_elements // _PER_THREAD)
-    if n_threads == 1:
-        return bool(kernel(0, n_elements))
-    step = -(-n_elements // (n_threads * run)) * run
-    starts = range(0, n_elements, step)
-    with ThreadPoolExecutor(n_threads) as pool:
-        parts = [pool.submit(kernel, start, min(start + step, n_elements)) for start in starts]
-        return all([part.result() for part in parts])
 
 
 def pass_size(tensor: Tensor) -> int:

@@ -21,10 +21,11 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.merging.cache import CacheEntry, TensorCache
 from evomerge.merging.cached import Filled, exhaust, layout_key, remember
 from evomerge.merging.flat_reader import FlatReader
-from evomerge.merging.fused import MAX_SOURCES, MIN_ELEMENTS, Array, as_array, in_threads
+from evomerge.merging.fused import MAX_SOURCES, MIN_ELEMENTS, Array, as_array
 from evomerge.merging.philox import RUN
 from evomerge.merging.source import TensorSource, content_key
 from evomerge.merging.sums import LANES, ROW, exact_column_sums, row_sums
+from evomerge.merging.threads import in_threads
 
 _VERSION = 2  # of Gram matrices in a cache
 # Elements that are read at a time; a multiple of `ROW`.

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import addresses, in_threads, write_rounded
+from evomerge.merging.fused import addresses, write_rounded
 from evomerge.merging.philox import key_words, random_halves
 from evomerge.merging.sums import absolute_sum
+from evomerge.merging.threads import in_threads
 
 if TYPE_CHECKING:
     from evomerge.merging.operator import TensorInputs

@@ -20,11 +20,12 @@ from evomerge.core.model_space import ModelSpace
 from evomerge.core.recipe import Recipe
 from evomerge.errors import ConfigError
 from evomerge.merging.derived import Derived
-from evomerge.merging.fused import as_array, in_threads, kernel_arrays, weighted_sum
+from evomerge.merging.fused import as_array, kernel_arrays, weighted_sum
 from evomerge.merging.layer_scale import LayerScaled
 from evomerge.merging.materialize import build_operators, check_merged, materialize
 from evomerge.merging.operator import FiniteResults, MergeOperator
 from evomerge.merging.source import TensorSource
+from evomerge.merging.threads import in_threads
 
 
 def merge_population(

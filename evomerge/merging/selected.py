@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import addresses, in_threads, write_rounded
+from evomerge.merging.fused import addresses, write_rounded
 from evomerge.merging.philox import RUN
 from evomerge.merging.sums import square_sum
+from evomerge.merging.threads import in_threads
 from evomerge.merging.variances import variance_of
 
 if TYPE_CHECKING:
