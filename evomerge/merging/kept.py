@@ -338,21 +338,25 @@ def _kernel(
     Returns:
         None where torch has to do it.
     """
-    if all([keep.key is None and keep.places is None for keep in chosen]):
-        from evomerge.merging.kernels.trimmed import trimmed_sum
-
-        return trimmed_sum(**switches), lambda _first: ()
-    from evomerge.merging.kernels.kept import kept_sum
-
     is_ranked = any([keep.places is not None for keep in chosen])
+    is_random = is_ranked or any([keep.key is not None for keep in chosen])
     places = (0,) * len(chosen)  # not looked at
     if is_ranked:
         codes = [keep.places for keep in chosen]
         if any(part is None or part.dtype != torch.uint16 for part in codes):
             return None  # rows too long for two bytes, or whole task vectors among the dropped
         places = tuple([part.data_ptr() for part in codes if part is not None])
-    kernel = kept_sum(is_ranked=is_ranked, inverts=is_ranked and chosen[0].inverts, **switches)
-    last = tuple([np.uint16(max(keep.below, 1) - 1) for keep in chosen])
+    switches |= {"is_ranked": is_ranked, "inverts": is_ranked and chosen[0].inverts}
+    last: tuple[np.number, ...] = tuple([np.uint16(max(keep.below, 1) - 1) for keep in chosen])
+    if is_random and switches["vote"] != "elect":
+        from evomerge.merging.kernels.dropped import dropped_sum
+
+        kernel = dropped_sum(**switches)
+    else:
+        from evomerge.merging.kernels.kept import kept_sum
+
+        kernel = kept_sum(is_random=is_random, **switches)
+        last = tuple([np.uint32(int(number) << 16 | 0xFFFF) for number in last])
     keys = np.array([key_words(keep.key or 0) for keep in chosen], dtype=np.uint64)
 
     def chances(first: int) -> tuple[Any, ...]:

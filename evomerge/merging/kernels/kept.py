@@ -1,10 +1,11 @@
-"""The compiled kernel for merging task vectors of which elements are dropped at random.
+"""The compiled kernel for merging task vectors of which only some elements are kept.
 
-Where signs are elected it goes over 128 elements at a time, in two steps: the first writes what is
-kept of each task vector and the elected signs to the stack, the second adds up what agrees. In one
-step the processor's queues fill with instructions that wait for each other; with longer stretches
-it is either waiting for memory or calculating, and not both at once. Plain sums, 256 elements at a
-time, go past the caches in whole lines; with an election that gains nothing.
+It goes over rows in two steps where signs are elected: the first writes what is kept of each task
+vector and the elected signs to the stack, the second adds up what agrees. In one step the
+processor's queues fill with instructions that wait for each other; with longer rows it is either
+waiting for memory or calculating, and not both at once. With whole rows only, elements are taken
+in pairs; the last, shorter one is merged on the stack. Rows with random masks begin where random
+words do, others at a cache line of the result, as in `compiled.weighted_sum`.
 
 Shape letters: E experts, n elements.
 """
@@ -18,70 +19,39 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from evomerge.merging.kernels.intrinsics import (
-    fence,
-    flipped,
-    fma,
-    is_finite,
-    larger,
-    load,
-    magnitude,
-    pointer,
-    stack,
-    store,
-    stored_at,
-    stream,
-    two_bytes,
-)
+from evomerge.merging.kernels.intrinsics import fence, flipped, fma, pointer, stack, stream
 from evomerge.merging.kernels.jit import inline, jit
-from evomerge.merging.kernels.random_words import WIDE, philox_words
-from evomerge.merging.philox import BLOCKS, RUN
+from evomerge.merging.kernels.masks import (
+    WORD_BYTES,
+    chance_of,
+    drawn_at,
+    is_below,
+    random_words,
+    within,
+)
+from evomerge.merging.kernels.pairs import element, put_pair, upper_bits
+from evomerge.merging.philox import RUN
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _SIGN = np.uint32(0x80000000)
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-_CODE = np.empty(0, np.uint16)
-_UNIT, _HALF_UNIT = np.float32(2.0**-16), np.float32(2.0**-17)
-
-# Elements of a cache line at most, and more of a row on the stack than it holds: addresses whose
-# low bits are the same get into each other's way.
-_LINE = 32
-# Random words of a run, the first one again, and padding.
-_WORDS = 4 * BLOCKS + 16
-_WORD_BYTES = 4 * _WORDS
+_HALF = np.uint32(16)
+# More of a row on the stack than it holds: addresses whose low bits are the same get into each
+# other's way.
+_SPACE = 16
 
 
 @jit
-def _random_words(words: Any, run: Any, keys: Any) -> None:
-    """Write the random words of a run.
-
-    Args:
-        words: (E, _WORDS) uint32.
-        run: Number of the run.
-        keys: (E, 2) uint64.
-    """
-    first = np.uint64(run * BLOCKS)
-    low, high = first & _LOW, first >> _HALF
-    for k in range(len(keys)):
-        for i in range(np.uint64(0), np.uint64(BLOCKS), np.uint64(WIDE)):
-            philox_words(words[k], i, low + i, high, keys[k, 0], keys[k, 1])
-        words[k, np.uint64(4 * BLOCKS)] = words[k, np.uint64(0)]
-
-
-@inline
-def within(delta: Any, low: Any, high: Any, has_low: Any, has_high: Any) -> Any:
-    """Return whether a magnitude lies between the bounds there are."""
-    keep = True
-    if has_low:
-        keep = abs(delta) >= low
-    if has_high:
-        keep = keep & (abs(delta) <= high)
-    return keep
+def _copy(target: Any, source: Any, n_bytes: Any) -> None:
+    """Copy bytes from one address to another."""
+    there = carray(pointer(target), (n_bytes,), np.uint8)
+    here = carray(pointer(source), (n_bytes,), np.uint8)
+    for i in range(n_bytes):
+        there[i] = here[i]
 
 
 @inline
 def _kept(
-    stored: Any,
+    value: Any,
     theta_0: Any,
     low: Any,
     high: Any,
@@ -91,17 +61,17 @@ def _kept(
     chances: Any,
     switches: Any,
 ) -> Any:
-    """Return one element of a task vector, zero where `kept.Keep` drops it."""
-    are_deltas, has_low, has_high, is_ranked, inverts = switches
-    delta = load(stored)
-    if not are_deltas:
-        delta = delta - theta_0
+    """Return one element of a task vector, zero where `kept.Keep` drops it.
+
+    Random number and place are the upper halves of words.
+    """
+    are_deltas, has_low, has_high, is_random, is_ranked, inverts = switches
+    delta = value if are_deltas else value - theta_0
     keep, chance = within(delta, low, high, has_low, has_high), _ONE
     if is_ranked:
-        lowest, step = chances
-        chance = np.float32(place) * step + lowest
-        keep = keep & (fma(np.float32(drawn), _UNIT, _HALF_UNIT) < chance)
-    else:
+        chance = chance_of(place >> _HALF, chances)
+        keep = keep & is_below(drawn >> _HALF, chance)
+    elif is_random:
         keep = keep & (drawn <= last)
     if inverts:
         delta = delta / chance
@@ -111,6 +81,7 @@ def _kept(
 @lru_cache
 def kept_sum(
     *,
+    is_random: bool,
     is_ranked: bool,
     inverts: bool,
     has_low: bool,
@@ -123,7 +94,9 @@ def kept_sum(
     """Return the kernel of `kept.merge_kept` for one combination of switches.
 
     Args:
-        is_ranked: The probability to stay is `lowest + step * places`; else `last` is read.
+        is_random: Elements are dropped at random; see `dropped.dropped_sum` for "none", "touched".
+        is_ranked: The probability to stay is `lowest + step * places`; else `last` is read, a word
+            whose upper half is the last 16-bit number that stays and whose lower half is full.
         inverts: What stays is divided by that probability.
         has_low: Magnitudes below `low` are dropped.
         has_high: Magnitudes above `high` are dropped.
@@ -133,10 +106,13 @@ def kept_sum(
         divides: Divide by the shares of the experts that agree.
     """
     elects, passes_all = vote == "elect", vote == "none"
-    switches = (are_deltas, has_low, has_high, is_ranked, inverts)
-    step = 128 if elects else 256
-    row = step + _LINE
-    row_bytes, step_2, step_4 = 4 * row, 2 * step, 4 * step
+    switches = (are_deltas, has_low, has_high, is_random, is_ranked, inverts)
+    row_size = 128 if is_random else 256
+    n_pairs, spaced = row_size // 2, row_size + _SPACE
+    spaced_bytes = 4 * spaced
+    word_bytes = WORD_BYTES if is_random else 4
+    n_words = word_bytes // 4
+    row_2, row_4 = 2 * row_size, 4 * row_size
 
     @jit
     def kernel(
@@ -159,92 +135,143 @@ def kept_sum(
         weights: Any,
         shares: Any,
     ) -> Any:
-        out = carray(pointer(target), (n_elements,), out_like.dtype)
-        base = carray(pointer(origin), (n_elements,), base_like.dtype)
         n_experts = len(sources)
-        deltas = carray(stack(sources, row_bytes), (n_experts, row), np.float32)
-        signs = carray(stack((0,), row_bytes), (row,), np.uint32)
-        words = carray(stack(sources, _WORD_BYTES), (n_experts, _WORDS), np.uint32)
-        store(out, 0, _ZERO)
-        largest = magnitude(out[0])
-        # Results that wait for the rest of their cache line, `carried` of them from before.
-        results = carray(stack((0,), row_bytes), (row,), out_like.dtype)
-        carried = np.uint64(target % 64 // out_like.itemsize)
-        for start in range(0, out.size, step):
-            place = start % RUN
-            if place == 0:
-                _random_words(words, (first + start) // RUN, keys)
-            # `philox.random_halves` of expert k begin k * _WORD_BYTES later.
-            drawn = place % (RUN // 2) * 2 + place // (RUN // 2)
-            n_here = np.uint64(min(step, out.size - start))
-            if elects:
-                for j in range(n_here):
-                    i = np.uint64(start) + j
-                    theta_0 = load(base[i])
-                    elected = _ZERO
+        at = carray(stack(sources, 8), (n_experts,), np.int64)
+        deltas = carray(stack(sources, spaced_bytes), (n_experts, spaced), np.float32)
+        signs = carray(stack((0,), spaced_bytes), (spaced,), np.uint32)
+        out_row = carray(stack((0,), spaced_bytes), (row_size,), out_like.dtype)
+        base_row = carray(stack((0,), spaced_bytes), (spaced,), np.float32)
+        rows = carray(stack(sources, spaced_bytes), (n_experts, spaced), np.float32)
+        out_place, base_place = np.int64(out_row.ctypes.data), np.int64(base_row.ctypes.data)
+        rows_place = np.int64(rows.ctypes.data)
+        # 0 times what was written: 0, or NaN where it is not finite.
+        zeros = carray(stack((0,), spaced_bytes), (n_pairs,), np.float32)
+        for pair in range(n_pairs):
+            zeros[pair] = _ZERO
+        words = carray(stack(sources, word_bytes), (n_experts, n_words), np.uint32)
+        words_at = np.int64(words.ctypes.data)
+        codes = carray(stack(sources, spaced_bytes), (n_experts, spaced), np.float32)
+        codes_place = np.int64(codes.ctypes.data)
+        codes_at = carray(stack(sources, 8), (n_experts,), np.int64)
+        start = np.int64(0) if is_random else -(target % 64 // out_like.itemsize)
+        while start < n_elements:
+            begin, end = max(start, 0), min(start + row_size, n_elements)
+            is_whole = end - begin == row_size
+            n_rows = (n_elements - start) // row_size if is_whole else 1
+            out_at = target + start * out_like.itemsize
+            base_at = origin + start * base_like.itemsize
+            for k in range(n_experts):
+                at[k] = sources[k] + start * like.itemsize
+                codes_at[k] = places[k] + start * 2
+            if not is_whole:
+                skipped, n_here = begin - start, end - begin
+                for i in range(spaced):
+                    base_row[i] = _ZERO
                     for k in range(n_experts):
-                        delta = _kept(
-                            stored_at(sources[k], i, like),
-                            theta_0,
-                            low[k],
-                            high[k],
-                            two_bytes(words, np.uint64(drawn + k * _WORD_BYTES) + j + j),
-                            last[k],
-                            stored_at(places[k], i, _CODE),
-                            chances,
-                            switches,
-                        )
-                        elected = fma(votes[k], delta, elected)
-                        deltas[k, j] = delta
-                    signs[j] = np.uint32(0) if elected >= _ZERO else _SIGN
-            for j in range(n_here):
-                i = np.uint64(start) + j
-                theta_0 = load(base[i])
-                total, divisor = _ZERO, _ZERO
+                        rows[k, i] = _ZERO
+                _copy(
+                    base_place + skipped * base_like.itemsize,
+                    base_at + skipped * base_like.itemsize,
+                    n_here * base_like.itemsize,
+                )
+                out_at, base_at = out_place, base_place
                 for k in range(n_experts):
-                    if elects:
-                        delta = deltas[k, j]
-                        turned = signs[j] ^ directions[k] if turns else signs[j]
-                        agrees = flipped(delta, turned) > _ZERO
-                    else:
-                        delta = _kept(
-                            stored_at(sources[k], i, like),
-                            theta_0,
-                            low[k],
-                            high[k],
-                            two_bytes(words, np.uint64(drawn + k * _WORD_BYTES) + j + j),
-                            last[k],
-                            stored_at(places[k], i, _CODE),
-                            chances,
-                            switches,
-                        )
-                        agrees = passes_all or delta != _ZERO
-                    total = fma(weights[k], delta, total) if agrees else total
-                    if divides:
-                        divisor = divisor + shares[k] if agrees else divisor
-                if divides:
-                    total = total / (divisor if divisor != _ZERO else _ONE)
+                    place = rows_place + k * spaced_bytes
+                    _copy(
+                        place + skipped * like.itemsize,
+                        at[k] + skipped * like.itemsize,
+                        n_here * like.itemsize,
+                    )
+                    at[k] = place
+                    if is_ranked:
+                        place = codes_place + k * spaced_bytes
+                        _copy(place, codes_at[k], 2 * n_here)
+                        codes_at[k] = place
+            for row in range(n_rows):
+                before = np.uint64(row * n_pairs)
+                drawn_here = words_at
+                if is_random:
+                    now = start + row * row_size
+                    if now % RUN == 0:
+                        random_words(words, (first + now) // RUN, keys)
+                    drawn_here = words_at + drawn_at(now % RUN)
                 if elects:
-                    store(out, i, theta_0 + total)
-                    largest = larger(largest, magnitude(out[i]))
-                else:
-                    store(results, carried + j, theta_0 + total)
-                    largest = larger(largest, magnitude(results[carried + j]))
-            if not elects:
-                is_last = start + step >= out.size
-                line = target + (start - np.int64(carried)) * out_like.itemsize
-                if start == 0 or is_last:
-                    end = carried + n_here if is_last else np.uint64(step)
-                    for j in range(carried if start == 0 else np.uint64(0), end):
-                        out[np.uint64(start) + j - carried] = results[j]
-                elif out_like.itemsize == 2:
-                    stream(line, results, step_2)
-                else:
-                    stream(line, results, step_4)
-                for j in range(np.uint64(_LINE)):
-                    results[j] = results[np.uint64(step) + j]
+                    for pair in range(np.uint64(n_pairs)):
+                        for half in range(2):
+                            theta_0 = element(base_at, before + pair, half, base_like)
+                            elected = _ZERO
+                            j = pair + np.uint64(half * n_pairs)
+                            for k in range(n_experts):
+                                delta = _kept(
+                                    element(at[k], before + pair, half, like),
+                                    theta_0,
+                                    low[k],
+                                    high[k],
+                                    upper_bits(drawn_here + k * WORD_BYTES, pair, half),
+                                    last[k],
+                                    upper_bits(codes_at[k], before + pair, half),
+                                    chances,
+                                    switches,
+                                )
+                                elected = fma(votes[k], delta, elected)
+                                deltas[k, j] = delta
+                            signs[j] = np.uint32(0) if elected >= _ZERO else _SIGN
+                for pair in range(np.uint64(n_pairs)):
+                    even, odd = _ZERO, _ZERO
+                    for half in range(2):
+                        theta_0 = element(base_at, before + pair, half, base_like)
+                        total, divisor = _ZERO, _ZERO
+                        j = pair + np.uint64(half * n_pairs)
+                        for k in range(n_experts):
+                            if elects:
+                                delta = deltas[k, j]
+                                turned = signs[j] ^ directions[k] if turns else signs[j]
+                                agrees = flipped(delta, turned) > _ZERO
+                            else:
+                                delta = _kept(
+                                    element(at[k], before + pair, half, like),
+                                    theta_0,
+                                    low[k],
+                                    high[k],
+                                    upper_bits(drawn_here + k * WORD_BYTES, pair, half),
+                                    last[k],
+                                    upper_bits(codes_at[k], before + pair, half),
+                                    chances,
+                                    switches,
+                                )
+                                agrees = passes_all or delta != _ZERO
+                            total = fma(weights[k], delta, total) if agrees else total
+                            if divides:
+                                divisor = divisor + shares[k] if agrees else divisor
+                        if divides:
+                            total = total / (divisor if divisor != _ZERO else _ONE)
+                        if half:
+                            odd = theta_0 + total
+                        else:
+                            even = theta_0 + total
+                    # Past the caches only where memory is all that is waited for.
+                    if elects:
+                        even, odd = put_pair(out_at, before + pair, even, odd, out_like)
+                    else:
+                        even, odd = put_pair(out_place, pair, even, odd, out_like)
+                    zeros[pair] = fma(even, _ZERO, fma(odd, _ZERO, zeros[pair]))
+                if is_whole and not elects:
+                    if out_like.itemsize == 2:
+                        stream(out_at + row * row_2, out_row, row_2)
+                    else:
+                        stream(out_at + row * row_4, out_row, row_4)
+            if not is_whole:
+                _copy(
+                    target + begin * out_like.itemsize,
+                    out_place + (begin - start) * out_like.itemsize,
+                    (end - begin) * out_like.itemsize,
+                )
+            start += n_rows * row_size
         if not elects:
             fence()
-        return is_finite(largest)
+        total = _ZERO
+        for pair in range(n_pairs):
+            total += zeros[pair]
+        return total == _ZERO
 
     return kernel  # type: ignore[no-any-return]

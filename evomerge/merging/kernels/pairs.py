@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from evomerge.merging.kernels.intrinsics import rounded_word
+from evomerge.merging.kernels.jit import inline
 
 _I32, _FLOAT = ir.IntType(32), ir.FloatType()
 _UPPER, _HALF = np.uint32(0xFFFF0000), np.uint32(16)
@@ -80,6 +81,31 @@ def _rounded(_context: Any, _value: Any) -> Any:
         return rounded_word(builder, args[0])
 
     return types.uint32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _raised(_context: Any, _word: Any, half: Any) -> Any:
+    """Return a word whose upper half is the lower (0) or upper (1) half of a word."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word, half = args
+        lower = builder.shl(word, ir.Constant(_I32, 16))
+        is_upper = builder.icmp_unsigned("!=", half, half.type(0))
+        return builder.select(is_upper, word, lower)
+
+    return types.uint32(types.uint32, half), generate
+
+
+@inline
+def upper_bits(address: Any, pair: Any, half: Any) -> Any:
+    """Return a word whose upper half is 16-bit number 2 * pair + half after an address.
+
+    Args:
+        address: Of any alignment.
+        pair: uint64.
+        half: 0 or 1, a constant once loops are unrolled.
+    """
+    return _raised(_word(address, pair), half)
 
 
 def element(address: Any, pair: Any, half: Any, like: Any) -> Any:
