@@ -67,9 +67,14 @@ def compare(sample, found):
     step = ulp(np.maximum(np.abs(rounded), np.abs(got)), dtype)
     is_near = np.abs(got - rounded) <= step + tolerance
     assert is_near[is_sure].all(), (found.operator, np.abs(got - rounded).max() / size)
-    is_large = is_sure & (np.abs(rounded) >= found.gain * size / 64.0)
-    n_off = int(((got != rounded) & is_large).sum())
-    assert n_off <= 1 + 0.01 * got.size, (found.operator, n_off)
+    # Off by one step only where the tolerance reaches over the middle between two numbers, which
+    # many elements may share: 1.3 times five steps is half a step, give or take 1.3's rounding.
+    low, high = (
+        torch.as_tensor(np.clip(found.expected + side, -limit, limit)).to(dtype).double().numpy()
+        for side in (-tolerance, tolerance)
+    )
+    is_off = ((got < low) | (got > high)) & is_sure & (np.abs(rounded) >= found.gain * size / 64.0)
+    assert int(is_off.sum()) <= 1 + 0.01 * got.size, (found.operator, int(is_off.sum()))
 
 
 @st.composite
