@@ -346,11 +346,13 @@ def _kernel(
         if any(part is None or part.dtype != torch.uint16 for part in codes):
             return None  # rows too long for two bytes, or whole task vectors among the dropped
         places = tuple([part.data_ptr() for part in codes if part is not None])
-    switches |= {"is_ranked": is_ranked, "inverts": is_ranked and chosen[0].inverts}
+    inverts = is_ranked and chosen[0].inverts
+    switches = {**switches, "is_ranked": is_ranked, "inverts": inverts}
     last: tuple[np.number, ...] = tuple([np.uint16(max(keep.below, 1) - 1) for keep in chosen])
     if is_random and switches["vote"] != "elect":
         from evomerge.merging.kernels.dropped import dropped_sum
 
+        del switches["turns"]  # nothing is elected
         kernel = dropped_sum(**switches)
     else:
         from evomerge.merging.kernels.kept import kept_sum

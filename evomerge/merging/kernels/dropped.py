@@ -88,7 +88,6 @@ def dropped_sum(
     has_high: bool,
     are_deltas: bool,
     vote: str,
-    turns: bool,  # noqa: ARG001  (without election there is nothing to turn)
     divides: bool,
 ) -> Callable[..., Any]:
     """Return the kernel of `kept.merge_kept` with random masks and no election, for some switches.
@@ -100,7 +99,6 @@ def dropped_sum(
         has_high: Magnitudes above `high` are dropped.
         are_deltas: `sources` hold task vectors instead of experts.
         vote: "touched", or "none": what is dropped counts as agreeing, too.
-        turns: Not looked at.
         divides: Divide by the shares of the experts that agree.
     """
     passes_all = vote == "none"

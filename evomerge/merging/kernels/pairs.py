@@ -60,20 +60,6 @@ def _as_bits(_context: Any, _value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _widened(_context: Any, _word: Any, half: Any) -> Any:
-    """Return the bfloat16 in the lower (0) or upper (1) half of a word as float32."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        word, half = args
-        lower = builder.shl(word, ir.Constant(_I32, 16))
-        upper = builder.and_(word, ir.Constant(_I32, int(_UPPER)))
-        is_upper = builder.icmp_unsigned("!=", half, half.type(0))
-        return builder.bitcast(builder.select(is_upper, upper, lower), _FLOAT)
-
-    return types.float32(types.uint32, half), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def _rounded(_context: Any, _value: Any) -> Any:
     """Return `rounded_word` of a float32."""
 
@@ -125,7 +111,7 @@ def _element(address: Any, pair: Any, half: Any, like: Any) -> Any:  # noqa: ARG
     if like.dtype == types.uint16:
 
         def element_bfloat16(address: Any, pair: Any, half: Any, like: Any) -> Any:  # noqa: ARG001
-            return _widened(_word(address, pair), half)
+            return _as_float(_raised(_word(address, pair), half) & _UPPER)
 
         return element_bfloat16
 
