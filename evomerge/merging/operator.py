@@ -220,11 +220,14 @@ class TensorInputs:
         exact = self.exact_deltas[expert] if self.exact_deltas else None
         if exact is not None:
             return exact if into is None else into.copy_(exact)
-        base = self.base.float() if self.base.dtype == torch.float64 else self.base
-        # In place: of a large tensor even one float32 copy more is gigabytes.
         source = self.experts[expert]
-        copied = source.to(torch.float32, copy=True) if into is None else into.copy_(source)
-        return copied.sub_(base)
+        if into is None:
+            into = empty_apart(source.shape, torch.float32, source.device)
+        flat = into.view(-1)
+        # In passes: torch would raise all of a narrow base at once, gigabytes of a large tensor.
+        for start, (part,) in self.delta_slices([expert]):
+            flat[start : start + part.numel()] = part
+        return into
 
     def delta_slices(self, order: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield (start, flat float32 task vectors of the experts in `order`), a pass at a time.
@@ -279,7 +282,9 @@ class TensorInputs:
             own = empty_apart(source.shape, torch.float32, source.device)
             magnitudes = self.delta(expert, into=own).abs_()
             return kth_largest(magnitudes, count if exact else snapped(count, magnitudes.numel()))
-        return table.exactly_at(count, self.delta(expert)) if exact else table.at(count)
+        if not exact:
+            return table.at(count)
+        return table.exactly_at(count, (part for _, (part,) in self.delta_slices([expert])))
 
     def variance_threshold(self, select: float, *, at_least: int, exact: bool) -> float:
         """Return the variance over the experts that selects a fraction of the elements.

@@ -10,7 +10,7 @@ Shape letters: n elements of a tensor, q knots of its table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -111,10 +111,13 @@ class QuantileTable:
         # One number of an array costs a tenth of one of a tensor.
         return self.knots.numpy()
 
-    def exactly_at(self, count: int, delta: Tensor) -> float:
-        """Return the magnitude of the `count`-th largest element of `delta`, the table's tensor.
+    def exactly_at(self, count: int, parts: Iterable[Tensor]) -> float:
+        """Return the magnitude of the `count`-th largest element of the table's tensor.
 
-        Reads `delta` once, to select inside the two knots around `count`.
+        Args:
+            count: 1 for the largest.
+            parts: The task vector in parts, read once, to select inside the two knots around
+                `count`; little of them is held.
         """
         knot = nearest_knot(count, self.n_elements)
         rank = knot_count(knot, self.n_elements)
@@ -124,14 +127,17 @@ class QuantileTable:
         high, low = float(self.knots[first]), float(self.knots[last])
         if high == low:
             return high
-        magnitudes = delta.abs().reshape(-1)
-        n_above = int((magnitudes >= high).sum())
-        inside = magnitudes[(magnitudes > low) & (magnitudes < high)]
+        n_above, between = 0, []
+        for part in parts:
+            magnitudes = part.abs().reshape(-1)
+            n_above += int((magnitudes >= high).sum())
+            between.append(magnitudes[(magnitudes > low) & (magnitudes < high)])
+        inside = torch.cat(between)
         if count <= n_above:
             return high
         if count > n_above + inside.numel():
             return low
-        return kth_magnitude(inside, count - n_above)
+        return kth_largest(inside, count - n_above)
 
 
 def quantile_knots(delta: Tensor) -> Tensor:
