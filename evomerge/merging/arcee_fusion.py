@@ -9,46 +9,40 @@ import torch
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.apart import empty_apart
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.pairs import pair_of
 from evomerge.merging.parameters import check_fields
+from evomerge.merging.passes import write_in_passes
+from evomerge.merging.quantiles import order_statistics
 from evomerge.merging.sums import ROW, row_sums
 
-_ELEMENTS_PER_PASS = 1 << 22
 _EPSILON = 1e-8
 
 
 def importance(a: Tensor, b: Tensor, delta: Tensor) -> Tensor:
-    """Return |delta| times the divergence KL(softmax(b) || softmax(a)) of its last-axis row.
+    """Return |delta| times the divergence KL(softmax(b) || softmax(a)) of its row.
 
     Args:
-        a: Any shape, float32; a scalar counts as one row of one.
+        a: (rows, n) float32.
         b: Same shape.
         delta: b - a.
 
     Returns:
         Same shape, float32.
     """
-    width = a.shape[-1] if a.dim() else 1
-    rows_a, rows_b = a.reshape(-1, width), b.reshape(-1, width)
-    out = delta.abs().reshape(-1, width)
-    step = max(_ELEMENTS_PER_PASS // max(width, 1), 1)
-    for start in range(0, len(out), step):
-        # float64: rows of fine-tunes diverge by less than float32 can tell from 0.
-        p, q = (rows[start : start + step].double().softmax(-1) for rows in (rows_b, rows_a))
-        p, q = p + _EPSILON, q + _EPSILON
-        # Short runs first: torch splits one long sum over its threads.
-        divergence = row_sums(p * (p / q).log(), min(width, ROW)).sum(-1, keepdim=True)
-        out[start : start + step] *= divergence.float()
-    return out.reshape(a.shape)
+    # float64: rows of fine-tunes diverge by less than float32 can tell from 0.
+    p, q = b.double().softmax(-1) + _EPSILON, a.double().softmax(-1) + _EPSILON
+    # Short runs first: torch splits one long sum over its threads.
+    divergence = row_sums(p * (p / q).log(), min(a.shape[-1], ROW)).sum(-1, keepdim=True)
+    return delta.abs() * divergence.float()
 
 
 def outlier_threshold(scores: Tensor, multiplier: float) -> float:
     """Return median + multiplier * (third - first quartile); lower elements, no interpolation."""
-    flat = scores.reshape(-1)
-    first, median, third = (
-        float(torch.kthvalue(flat, int(part * (flat.numel() - 1)) + 1).values)
-        for part in (0.25, 0.5, 0.75)
+    last = scores.numel() - 1
+    first, median, third = order_statistics(
+        scores.reshape(-1), [int(part * last) for part in (0.25, 0.5, 0.75)]
     )
     return median + multiplier * (third - first)
 
@@ -85,7 +79,17 @@ class ArceeFusion(OperatorDefaults):
         Raises:
             ConfigError: There are not exactly two models.
         """
-        a, b, delta = pair_of(tensors, operator="arcee_fusion")
-        scores = importance(a, b, delta)
-        is_taken = scores >= outlier_threshold(scores, self.multiplier)
-        return tensors.round(torch.where(is_taken, b, a))
+        pair = pair_of(tensors, operator="arcee_fusion")
+        assert pair.base is not None
+        width = pair.base.shape[-1] if pair.base.dim() else 1
+        a, b = pair.base.reshape(-1), pair.experts[0].reshape(-1)
+        scores = empty_apart(a.shape, torch.float32, a.device)
+        for at, (delta,) in pair.delta_slices([0], run=width):
+            rows = [part.float().view(-1, width) for part in (a[at], b[at], delta)]
+            scores[at] = importance(*rows).view(-1)
+        threshold = outlier_threshold(scores, self.multiplier)
+        return write_in_passes(
+            pair,
+            lambda at, _: torch.where(scores[at] >= threshold, b[at].float(), a[at].float()),
+            [],
+        )

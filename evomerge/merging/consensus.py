@@ -14,7 +14,7 @@ from evomerge.errors import ConfigError
 from evomerge.merging.exempt import Vectors, exempt_kind
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import per_chunk
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.weights import over_base
 
 
@@ -83,9 +83,7 @@ class Consensus(OperatorDefaults):
         # A lone expert claims everything.
         if exempt or len(scales) == 1 or self.agreement == 0 or not any(scales):
             return tensors.weighted_sum(over_base(scales))
-        return tensors.add_to_base(
-            per_chunk(lambda part: self._agreed(part, scales), tensors.deltas)
-        )
+        return add_in_passes(tensors, lambda _, deltas: self._agreed(torch.stack(deltas), scales))
 
     def _agreed(self, deltas: Tensor, scales: Sequence[float]) -> Tensor:
         total = torch.zeros(deltas.shape[1], dtype=torch.float32, device=deltas.device)

@@ -5,6 +5,7 @@ Masks are counter-based as DARE's: keyed by the expert's digest, and nested in t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -46,7 +47,10 @@ def _places(tensors: TensorInputs, expert: int) -> tuple[Tensor, int]:
     shape = tuple(tensors.experts[expert].shape)
     codes = tensors.rank_codes(expert)
     if codes is None and tensors.experts[expert].device.type == "cpu" and has_rank_codes(shape):
-        codes = rank_codes(tensors.delta(expert))
+        n_row = row_length(shape)
+        codes = torch.empty(math.prod(shape), dtype=torch.uint16)
+        for at, (delta,) in tensors.delta_slices([expert], run=n_row):
+            codes[at] = rank_codes(delta.reshape(-1, n_row)).reshape(-1)
     if codes is not None:
         return codes.reshape(-1), row_length(shape) - 1
     return row_ranks(tensors.delta(expert)).reshape(-1), 1

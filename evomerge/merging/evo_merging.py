@@ -16,6 +16,7 @@ from evomerge.merging.exempt import exempt_kind
 from evomerge.merging.low_rank import LowRank, concatenate
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.quantiles import magnitude_threshold
 from evomerge.merging.sign_consensus import trim
 from evomerge.merging.weights import over_base
@@ -81,18 +82,22 @@ class EvoMerging(OperatorDefaults):
         shares = self._shares(tensors.name, tuple(tensors.experts[0].shape))
         if tensors.is_vector or (is_dense and min(shares) >= 1.0):
             return tensors.weighted_sum(over_base(self.beta))
-        total = torch.zeros_like(tensors.experts[0], dtype=torch.float32)
         known = [(k, part) for k, part in enumerate(factors) if part is not None]
+        product = None
         if known:
             merged = self._merged([k for k, _ in known], [part for _, part in known], tensors.name)
-            total += merged.product().reshape(total.shape)
-        for k, part in enumerate(factors):
-            if part is None and self.beta[k] != 0.0:
-                delta = tensors.deltas[k]
-                if shares[k] < 1.0:
-                    delta = trim(delta, tensors.threshold(k, shares[k]))
-                total.add_(delta, alpha=self.beta[k])
-        return tensors.add_to_base(total)
+            product = merged.product().reshape(-1)
+        dense = [k for k, part in enumerate(factors) if part is None and self.beta[k] != 0.0]
+        thresholds = [tensors.threshold(k, shares[k]) if shares[k] < 1.0 else 0.0 for k in dense]
+
+        def change(at: slice, deltas: list[Tensor]) -> Tensor:
+            shape, device = (at.stop - at.start,), tensors.experts[0].device
+            total = torch.zeros(shape, device=device) if product is None else product[at].clone()
+            for k, threshold, delta in zip(dense, thresholds, deltas, strict=True):
+                total.add_(trim(delta, threshold), alpha=self.beta[k])
+            return total
+
+        return add_in_passes(tensors, change, dense)
 
     def merged_factors(self, factors: tuple[LowRank, ...], name: str) -> LowRank:
         """Return the factors of merged - base, given those of all (E,) experts."""

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import addresses, write_rounded
+from evomerge.merging.fused import addresses
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.philox import key_words, random_halves
-from evomerge.merging.sums import absolute_sum
+from evomerge.merging.sums import ROW, absolute_rows
 from evomerge.merging.threads import in_threads
 
 if TYPE_CHECKING:
@@ -133,9 +134,11 @@ def rescaled(keep: Keep, tensors: TensorInputs, expert: int, rescale: Rescale) -
     if rescale == "inverse" and keep.key is not None:
         factor = inverse_factor(keep.density)
     elif rescale == "l1":
-        delta = tensors.delta(expert).reshape(-1)
-        left = absolute_sum(keep.apply(delta))
-        factor = absolute_sum(delta) / left if left else 1.0
+        whole, left = [], []
+        for at, (delta,) in tensors.delta_slices([expert], run=ROW):
+            whole += absolute_rows(delta)
+            left += absolute_rows(keep.apply(delta, at.start))
+        factor = math.fsum(whole) / math.fsum(left) if any(left) else 1.0
     return keep if factor == keep.factor else replace(keep, factor=factor)
 
 
@@ -199,9 +202,9 @@ def merge_kept(
     positive_zeros = tuple([weight + 0.0 for weight in weights])
     numbers = pass_numbers(order, factors, positive_zeros, vote, divisor, scale)
     out = tensors.empty_result()
-    if not _compiled(tensors, keeps, numbers, out):
-        _torch(tensors, keeps, numbers, out)
-    return out
+    if _compiled(tensors, keeps, numbers, out):
+        return out
+    return _torch(tensors, keeps, numbers, out)
 
 
 def share(weight: float, divisor: Divisor) -> float:
@@ -249,16 +252,12 @@ def _in_order(values: Sequence[float], order: Sequence[int]) -> tuple[np.float32
     return tuple([np.float32(values[k]) for k in order])
 
 
-def _torch(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> None:
-    assert tensors.base is not None
-    base, target = tensors.base.reshape(-1), out.view(-1)
-    for start, deltas in tensors.delta_slices(numbers.order):
-        parts = [
-            keeps[k].apply(delta, start) for k, delta in zip(numbers.order, deltas, strict=True)
-        ]
-        merged = _combine(parts, numbers)
-        stop = start + merged.numel()
-        write_rounded(target[start:stop], merged.add_(base[start:stop].float()))
+def _torch(tensors: TensorInputs, keeps: Sequence[Keep], numbers: _Pass, out: Tensor) -> Tensor:
+    def change(at: slice, deltas: list[Tensor]) -> Tensor:
+        parts = zip(numbers.order, deltas, strict=True)
+        return _combine([keeps[k].apply(delta, at.start) for k, delta in parts], numbers)
+
+    return add_in_passes(tensors, change, numbers.order, out=out)
 
 
 def _combine(parts: Sequence[Tensor], numbers: _Pass) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -11,12 +12,12 @@ from torch import Tensor
 from evomerge.core.genes import Gene
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import per_chunk
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.weights import over_base
 
 
-def largest_change(deltas: Tensor) -> Tensor:
-    """Return (n,) the element of largest magnitude of (E, n) task vectors, the last if they tie."""
+def largest_change(deltas: Sequence[Tensor]) -> Tensor:
+    """Return (n,) the largest element, by magnitude, of (E,) task vectors; the last if they tie."""
     largest = deltas[0]
     for delta in deltas[1:]:
         largest = torch.where(delta.abs() >= largest.abs(), delta, largest)
@@ -49,4 +50,4 @@ class MagMax(OperatorDefaults):
         n_experts = len(tensors.experts)
         if self.lambda_ == 0.0 or n_experts == 1:
             return tensors.weighted_sum(over_base([self.lambda_] * n_experts))
-        return tensors.add_to_base(per_chunk(largest_change, tensors.deltas).mul_(self.lambda_))
+        return add_in_passes(tensors, lambda _, deltas: largest_change(deltas).mul_(self.lambda_))

@@ -21,6 +21,7 @@ from evomerge.core.genes import Gene
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.sphere import required_gram
 from evomerge.merging.sums import ROW, exact_column_sums, row_sums
 from evomerge.merging.weights import over_base
@@ -93,12 +94,16 @@ class ModelStock(OperatorDefaults):
         """Return the merged tensor with one t per row, from Gram matrices of the rows."""
         shape = tensors.experts[0].shape
         length = shape[-1] if self.compat == "mergekit" else math.prod(shape[1:])
-        deltas = [delta.reshape(-1, length) for delta in tensors.deltas]
-        shares = _shares(row_grams(deltas, length).numpy(), self.compat)
-        shares = shares * (self.multiplier / len(deltas))
-        factors = torch.from_numpy(shares).to(deltas[0])
-        total = torch.stack(deltas).sum(0).mul_(factors[:, None])
-        return tensors.add_to_base(total.reshape(shape))
+
+        def change(_at: slice, deltas: list[Tensor]) -> Tensor:
+            shares = _shares(row_grams(deltas, length).numpy(), self.compat)
+            factors = torch.from_numpy(shares * (self.multiplier / len(deltas))).to(deltas[0])
+            total = deltas[0]
+            for delta in deltas[1:]:
+                total += delta
+            return total.view(-1, length).mul_(factors[:, None]).view(-1)
+
+        return add_in_passes(tensors, change, run=length)
 
 
 @lru_cache(maxsize=1 << 14)

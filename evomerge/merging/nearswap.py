@@ -13,7 +13,8 @@ from evomerge.core.genes import Gene
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.pairs import pair_of
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sums import square_sum
+from evomerge.merging.passes import write_in_passes
+from evomerge.merging.sums import ROW, square_rows
 
 
 @merge_operator("nearswap")
@@ -50,9 +51,20 @@ class NearSwap(OperatorDefaults):
         Raises:
             ConfigError: There are not exactly two models.
         """
-        a, b, delta = pair_of(tensors, operator="nearswap")
+        pair = pair_of(tensors, operator="nearswap")
+        assert pair.base is not None
+        a, b = pair.base.reshape(-1), pair.experts[0].reshape(-1)
         step = self.t
         if self.compat == "paper":
-            step *= math.sqrt(square_sum(delta) / max(delta.numel(), 1))
-        # `where` instead of a + delta: near weights become b's bit for bit.
-        return tensors.round(torch.where(delta.abs() <= step, b, a + delta.clamp(-step, step)))
+            squares: list[float] = []
+            for _, (delta,) in pair.delta_slices([0], run=ROW):
+                squares += square_rows(delta)
+            step *= math.sqrt(math.fsum(squares) / max(a.numel(), 1))
+
+        def merge(at: slice, deltas: list[Tensor]) -> Tensor:
+            (delta,) = deltas
+            far = a[at].float() + delta.clamp(-step, step)
+            # `where` instead of a + delta: near weights become b's bit for bit.
+            return torch.where(delta.abs() <= step, b[at].float(), far)
+
+        return write_in_passes(pair, merge)

@@ -15,8 +15,10 @@ from torch import Tensor
 from evomerge.core.genes import Gene
 from evomerge.core.linear_span import slerp_weights
 from evomerge.errors import ConfigError
+from evomerge.merging.fused import write_rounded
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
+from evomerge.merging.passes import blocks
 from evomerge.merging.sphere import angle, required_gram
 
 _SMALLEST_SUM = 1e-6
@@ -73,11 +75,17 @@ class NuSlerp(OperatorDefaults):
             )
         if self.flatten or tensors.is_vector or self.t in (0.0, 1.0):
             return tensors.weighted_sum(self._coefficients(tensors))
-        if tensors.base is None:
-            a, b = (expert.float() for expert in tensors.experts)
-            return tensors.round(slerp_along(a, b, self.t, axis=self.axis))
-        a, b = tensors.deltas
-        return tensors.add_to_base(slerp_along(a, b, self.t, axis=self.axis))
+        out = tensors.empty_result()
+        # Cut along another axis than that of the vectors.
+        for part, target in blocks(tensors, out, axis=1 if self.axis in (0, -out.dim()) else 0):
+            if part.base is None:
+                a, b = (expert.float() for expert in part.experts)
+                write_rounded(target, slerp_along(a, b, self.t, axis=self.axis))
+            else:
+                a, b = part.deltas
+                change = slerp_along(a, b, self.t, axis=self.axis)
+                write_rounded(target, change.add_(part.base.float()))
+        return out
 
     def _coefficients(self, tensors: TensorInputs) -> tuple[float, ...]:
         """Return (K,) coefficients over the sources for one angle per tensor."""

@@ -8,7 +8,7 @@ time. Fields annotated with `Gene` can be searched; the others are settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -225,33 +225,53 @@ class TensorInputs:
             into = empty_apart(source.shape, torch.float32, source.device)
         flat = into.view(-1)
         # In passes: torch would raise all of a narrow base at once, gigabytes of a large tensor.
-        for start, (part,) in self.delta_slices([expert]):
-            flat[start : start + part.numel()] = part
+        for at, (part,) in self.delta_slices([expert]):
+            flat[at] = part
         return into
 
-    def delta_slices(self, order: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
-        """Yield (start, flat float32 task vectors of the experts in `order`), a pass at a time.
+    def delta_slices(
+        self, order: Sequence[int], *, run: int = 1
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield a stretch, and its flat float32 task vectors of the experts in `order`.
 
         Never more than a pass of the task vectors is in memory; each part may be written to.
+
+        Args:
+            order: Positions of experts.
+            run: Stretches are whole numbers of so many elements, but for the last.
         """
         if self.base is None:
             raise ConfigError(f"{self.name}: task vectors need a base model")
         base = self.base.reshape(-1)
         experts = [self.experts[k].reshape(-1) for k in order]
         exact = [self.exact_deltas[k] if self.exact_deltas else None for k in order]
-        step = pass_size(base)
+        run = max(run, 1)  # rows of an empty tensor have no elements
+        step = max(pass_size(base) // run, 1) * run
         for start in range(0, base.numel(), step):
-            stop = start + step
-            origin = base[start:stop].float()
+            at = slice(start, min(start + step, base.numel()))
+            origin = base[at].float()
             yield (
-                start,
+                at,
                 [
-                    expert[start:stop].float() - origin
+                    expert[at].float() - origin
                     if delta is None
-                    else delta.reshape(-1)[start:stop].float().clone()
+                    else delta.reshape(-1)[at].float().clone()
                     for expert, delta in zip(experts, exact, strict=True)
                 ],
             )
+
+    def narrowed(self, axis: int, start: int, length: int) -> TensorInputs:
+        """Return `length` indices of an axis, from `start` on; views of the tensors."""
+        cut = [tensor.narrow(axis, start, length) for tensor in self.experts]
+        return replace(
+            self,
+            base=None if self.base is None else self.base.narrow(axis, start, length),
+            experts=tuple(cut),
+            exact_deltas=tuple(
+                [None if d is None else d.narrow(axis, start, length) for d in self.exact_deltas]
+            ),
+            into=None,
+        )
 
     def threshold(
         self, expert: int, density: float, *, scope: Scope = "tensor", exact: bool = False
@@ -295,9 +315,8 @@ class TensorInputs:
         values = None
         if table is None or exact:
             values = torch.empty(self.experts[0].numel(), device=self.experts[0].device)
-            for start, deltas in self.delta_slices(self.canonical_order):
-                part = variance_of(deltas)
-                values[start : start + part.numel()] = part
+            for at, deltas in self.delta_slices(self.canonical_order):
+                values[at] = variance_of(deltas)
         return variance_threshold(values, select, at_least=at_least, exact=exact, table=table)
 
     @cached_property

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
 
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import TensorInputs
 
 
-def pair_of(tensors: TensorInputs, *, operator: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (a, b, b - a), all float32: the base and its one expert, or the two experts.
+def pair_of(tensors: TensorInputs, *, operator: str) -> TensorInputs:
+    """Return the pair (a, b) as a base and its one expert.
 
     Args:
         tensors: A base and one expert; or two experts, with or without a base, which then
@@ -21,11 +21,11 @@ def pair_of(tensors: TensorInputs, *, operator: str) -> tuple[Tensor, Tensor, Te
     """
     n_experts = len(tensors.experts)
     if n_experts == 1 and tensors.base is not None:
-        return tensors.base.float(), tensors.experts[0].float(), tensors.deltas[0]
+        return tensors
     if n_experts != 2:
         raise ConfigError(
             f"{tensors.name}: {operator} merges two models, got {n_experts} experts"
             f"{'' if tensors.base is None else ' and a base'}"
         )
-    a, b = (expert.float() for expert in tensors.experts)
-    return a, b, b - a
+    a, b = tensors.experts
+    return replace(tensors, base=a, experts=(b,), exact_deltas=())

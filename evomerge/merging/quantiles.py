@@ -10,7 +10,7 @@ Shape letters: n elements of a tensor, q knots of its table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from evomerge.core.arrays import IntArray
 
 STEPS = 1 << 14
+_KEYS_PER_PASS = 1 << 20
 
 
 def n_kept(density: float, n_elements: int) -> int:
@@ -71,6 +72,48 @@ def kth_largest(magnitudes: Tensor, count: int) -> float:
     values = magnitudes.reshape(-1).numpy()
     values.partition(rank)
     return float(values[rank])
+
+
+def order_statistics(values: Tensor, ranks: Sequence[int]) -> list[float]:
+    """Return the elements at some ranks, 0 the smallest, holding no copy of the values.
+
+    Args:
+        values: (n,) float32, no NaN.
+        ranks: Each from 0 to n - 1.
+    """
+    upper = _counts(values, 16)
+    found = []
+    for rank in ranks:
+        top, within = _at_rank(upper, rank)
+        key = top << 16 | _at_rank(_counts(values, 0, top), within)[0]
+        bits = key ^ (0x80000000 if key >> 31 else 0xFFFFFFFF)
+        found.append(float(np.uint32(bits).view(np.float32)))
+    return found
+
+
+def _counts(values: Tensor, shift: int, top: int | None = None) -> Tensor:
+    """Count float32 values by 16 bits of their keys, 32-bit numbers in the order of the values.
+
+    Args:
+        values: (n,)
+        shift: Bits below those that are counted.
+        top: Count only what has these upper 16 bits.
+    """
+    counts = torch.zeros(1 << 16, dtype=torch.int64, device=values.device)
+    for start in range(0, values.numel(), _KEYS_PER_PASS):
+        bits = values[start : start + _KEYS_PER_PASS].view(torch.int32).long() & 0xFFFFFFFF
+        keys = bits ^ torch.where(bits >> 31 == 1, 0xFFFFFFFF, 0x80000000)
+        if top is not None:
+            keys = keys[keys >> 16 == top]
+        counts += torch.bincount(keys >> shift & 0xFFFF, minlength=1 << 16)
+    return counts
+
+
+def _at_rank(counts: Tensor, rank: int) -> tuple[int, int]:
+    """Return where the element of a rank is counted, and its rank among those counted there."""
+    ends = counts.cumsum(0)
+    place = int(torch.searchsorted(ends, rank, right=True))
+    return place, rank - int(ends[place] - counts[place])
 
 
 def magnitude_threshold(delta: Tensor, density: float, *, exact: bool = False) -> float:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from evomerge.core.arrays import IntArray
 from evomerge.core.genes import Gene
+from evomerge.merging.kept import Keep, merge_kept
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.sign_consensus import combine, per_chunk
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.weights import over_base
 
 
@@ -32,9 +37,10 @@ class Touching(OperatorDefaults):
         """Check the fields."""
         check_fields(self)
 
-    def touched(self, tensors: TensorInputs) -> tuple[Tensor, ...]:
-        """Return (E,) float32 task vectors without the changes that are too small."""
-        return tuple(delta * (delta.abs() > self.epsilon) for delta in tensors.deltas)
+    @property
+    def keep(self) -> Keep:
+        """What stays of every task vector."""
+        return Keep(low=float(np.nextafter(np.float32(self.epsilon), np.float32(math.inf))))
 
     def merge(self, tensors: TensorInputs) -> Tensor:
         """Return the merged tensor."""
@@ -43,14 +49,19 @@ class Touching(OperatorDefaults):
             return tensors.weighted_sum(over_base([0.0] * n_experts))
         if n_experts == 1 and self.epsilon == 0.0:
             return tensors.weighted_sum(over_base([self.lambda_]))
-        touched = self.touched(tensors)
-        merged = combine(touched, [1.0] * n_experts, vote="touched", divisor="mean")
-        return tensors.add_to_base(self.reinforced(merged, touched).mul_(self.lambda_))
+        return self.merge_touched(tensors)
 
-    def reinforced(self, merged: Tensor, touched: Sequence[Tensor]) -> Tensor:
-        """Return the mean over the touching experts, changed where one touched alone."""
-        del touched
-        return merged
+    def merge_touched(self, tensors: TensorInputs) -> Tensor:
+        """Return the base plus `lambda_` times the mean over the experts that touch an element."""
+        n_experts = len(tensors.experts)
+        return merge_kept(
+            tensors,
+            [self.keep] * n_experts,
+            [1.0] * n_experts,
+            vote="touched",
+            divisor="mean",
+            scale=self.lambda_,
+        )
 
 
 @merge_operator("ram")
@@ -65,14 +76,12 @@ class Ram(Touching):
     sliceable: ClassVar[bool] = True
 
 
-def touch_counts(touched: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+def touch_counts(touched: Sequence[Tensor]) -> tuple[IntArray, IntArray]:
     """Return (E,) how many elements each expert shares with others, and touched alone."""
     n_touching = sum((delta != 0.0).int() for delta in touched)
     alone = [int(((delta != 0.0) & (n_touching == 1)).sum()) for delta in touched]
-    shared = [
-        int((delta != 0.0).sum()) - n_alone for delta, n_alone in zip(touched, alone, strict=True)
-    ]
-    return shared, alone
+    total = [int((delta != 0.0).sum()) for delta in touched]
+    return np.array(total) - np.array(alone), np.array(alone)
 
 
 @merge_operator("ram_plus")
@@ -95,19 +104,27 @@ class RamPlus(Touching):
     r: Annotated[float, Gene(0.0, 0.5, minimum=0.0)] = 0.1
     alpha: Annotated[float, Gene(0.0, 1.0, minimum=0.0)] = 0.2
 
-    def reinforced(self, merged: Tensor, touched: Sequence[Tensor]) -> Tensor:
-        """Return the mean with the elements of one expert alone scaled up."""
-        extras = [
-            self.r * (min(n_shared / n_alone, self.alpha) if n_alone else 0.0)
-            for n_shared, n_alone in zip(*touch_counts(touched), strict=True)
-        ]
+    def merge_touched(self, tensors: TensorInputs) -> Tensor:
+        """Return RAM's merge with the elements of one expert alone scaled up."""
+        shared = alone = np.zeros(len(tensors.experts), dtype=np.int64)
+        for _, deltas in tensors.delta_slices(range(len(tensors.experts))):
+            parts = touch_counts([self.keep.apply(delta) for delta in deltas])
+            shared, alone = shared + parts[0], alone + parts[1]
+        ratios = np.minimum(shared / np.maximum(alone, 1), self.alpha)
+        extras = np.where(alone > 0, self.r * ratios, 0.0).tolist()
+        if not any(extras):
+            return super().merge_touched(tensors)
 
-        def scaled(part: Tensor) -> Tensor:
-            mean, deltas = part[0], part[1:]
-            is_alone = (deltas != 0.0).sum(0) == 1
-            total = mean.clone()
-            for delta, extra in zip(deltas, extras, strict=True):
+        def change(_at: slice, deltas: list[Tensor]) -> Tensor:
+            touched = [self.keep.apply(delta) for delta in deltas]
+            n_touching = torch.stack([delta != 0.0 for delta in touched]).sum(0)
+            total = torch.zeros_like(touched[0])
+            for delta in touched:
+                total += delta
+            total /= n_touching.clamp(min=1)
+            is_alone = n_touching == 1
+            for delta, extra in zip(touched, extras, strict=True):
                 total.add_(delta * is_alone, alpha=extra)
-            return total
+            return total.mul_(self.lambda_)
 
-        return per_chunk(scaled, (merged, *touched))
+        return add_in_passes(tensors, change)

@@ -8,7 +8,7 @@ Shape letters: E experts, n elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.expert_arrays import expert_arrays
-from evomerge.merging.fused import addresses, write_rounded
+from evomerge.merging.fused import addresses
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.philox import RUN
 from evomerge.merging.sums import square_sum
 from evomerge.merging.threads import in_threads
@@ -37,8 +38,8 @@ def square_sums(tensors: TensorInputs, threshold: float) -> tuple[float, ...]:
     arrays = expert_arrays(tensors, order)
     if arrays is None:
         sums = [0.0] * len(order)
-        for _, parts in _selected_parts(tensors, order, threshold):
-            for k, values in zip(order, parts, strict=True):
+        for _, deltas in tensors.delta_slices(order):
+            for k, values in zip(order, _select(deltas, threshold), strict=True):
                 sums[k] += square_sum(values)
         return tuple(sums)
     from evomerge.merging.kernels import selected
@@ -78,8 +79,7 @@ def merge_selected(
     arrays = expert_arrays(tensors, order)
     target = addresses((out,), 1)
     if arrays is None or target is None:
-        _torch(tensors, order, threshold, shares, scale, out)
-        return out
+        return _torch(tensors, order, threshold, shares, scale, out)
     from evomerge.merging.kernels import selected
 
     (place,), out_like = target
@@ -108,13 +108,10 @@ def merge_selected(
     return out
 
 
-def _selected_parts(
-    tensors: TensorInputs, order: Sequence[int], threshold: float
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield (start, (E,) flat float32 task vectors with what is not selected set to zero)."""
-    for start, deltas in tensors.delta_slices(order):
-        mask = variance_of(deltas) >= threshold
-        yield start, [delta.mul_(mask) for delta in deltas]
+def _select(deltas: Sequence[Tensor], threshold: float) -> list[Tensor]:
+    """Return (E,) flat float32 task vectors with what is not selected set to zero; in place."""
+    mask = variance_of(deltas) >= threshold
+    return [delta.mul_(mask) for delta in deltas]
 
 
 def _torch(
@@ -124,10 +121,9 @@ def _torch(
     shares: Sequence[float],
     scale: float,
     out: Tensor,
-) -> None:
-    assert tensors.base is not None
-    base, target = tensors.base.reshape(-1), out.view(-1)
-    for start, parts in _selected_parts(tensors, order, threshold):
+) -> Tensor:
+    def change(_at: slice, deltas: list[Tensor]) -> Tensor:
+        parts = _select(deltas, threshold)
         elected = torch.zeros_like(parts[0])
         for part in parts:
             elected += part
@@ -137,6 +133,6 @@ def _torch(
             agrees = part * signs > 0.0
             total.add_(part * agrees, alpha=scale * shares[k])
             below.add_(agrees, alpha=shares[k])
-        total.div_(below.add_(below == 0.0))
-        stop = start + total.numel()
-        write_rounded(target[start:stop], total.add_(base[start:stop].float()))
+        return total.div_(below.add_(below == 0.0))
+
+    return add_in_passes(tensors, change, order, out=out)

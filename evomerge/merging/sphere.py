@@ -18,6 +18,7 @@ from evomerge.core.arrays import FloatArray
 from evomerge.core.linear_span import slerp_weights
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import TensorInputs
+from evomerge.merging.passes import add_in_passes
 from evomerge.merging.weights import over_base
 
 # mergekit's constants: vectors shorter than this are not normalised; cosines above the
@@ -133,7 +134,11 @@ def sum_of_points(tensors: TensorInputs, weights: Sequence[float], *, is_delta: 
         return tensors.weighted_sum((*(0.0 for _ in range(n_others)), *weights))
     if math.fsum(map(abs, weights)) <= _LARGE:
         return tensors.weighted_sum(over_base(weights))
-    total = torch.zeros_like(tensors.deltas[0])
-    for weight, delta in zip(weights, tensors.deltas, strict=True):
-        total.add_(delta, alpha=weight)
-    return tensors.add_to_base(total)
+
+    def change(_at: slice, deltas: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(deltas[0])
+        for weight, delta in zip(weights, deltas, strict=True):
+            total.add_(delta, alpha=weight)
+        return total
+
+    return add_in_passes(tensors, change)

@@ -37,16 +37,29 @@ def row_sums(values: Tensor, row: int = ROW) -> Tensor:
 
 def absolute_sum(values: Tensor) -> float:
     """Return the sum of absolute values, accumulated in float64."""
-    return _sum_of(values, lambda part: part.abs_())
+    return math.fsum(absolute_rows(values))
 
 
 def square_sum(values: Tensor) -> float:
     """Return the sum of squares, accumulated in float64."""
-    return _sum_of(values, lambda part: part.mul_(part))
+    return math.fsum(square_rows(values))
 
 
-def _sum_of(values: Tensor, function: Callable[[Tensor], Tensor]) -> float:
-    """Return the sum of an element-wise function of float64 copies."""
+def absolute_rows(values: Tensor) -> list[float]:
+    """Return the sums of absolute values whose `math.fsum` is `absolute_sum`, a row of `ROW` each.
+
+    Those of a tensor are those of its stretches one after the other, if these are whole rows.
+    """
+    return _rows_of(values, lambda part: part.abs_())
+
+
+def square_rows(values: Tensor) -> list[float]:
+    """Return the sums of squares whose `math.fsum` is `square_sum`; see `absolute_rows`."""
+    return _rows_of(values, lambda part: part.mul_(part))
+
+
+def _rows_of(values: Tensor, function: Callable[[Tensor], Tensor]) -> list[float]:
+    """Return the sum of each row of an element-wise function of float64 copies."""
     flat = values.reshape(-1)
     step = ROW * _ROWS_PER_PASS
     parts: list[float] = []
@@ -54,7 +67,7 @@ def _sum_of(values: Tensor, function: Callable[[Tensor], Tensor]) -> float:
         # A copy even where the values are float64 already.
         part = flat[start : start + step].to(torch.float64, copy=True)
         parts += row_sums(function(part)).tolist()
-    return math.fsum(parts)
+    return parts
 
 
 def exact_column_sums(parts: Tensor) -> Tensor:

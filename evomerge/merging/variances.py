@@ -65,7 +65,7 @@ def variance_threshold(
     """Return the variance from which on elements are selected; infinity when none is.
 
     Args:
-        values: Every element's variance, flat; not looked at where the table answers.
+        values: Every element's variance, flat, reordered; not looked at where the table answers.
         select: Fraction of the elements with a variance above zero, rounded down.
         at_least: Elements selected whatever the fraction, when there are any.
         exact: Select just as many, not the nearest number that tables hold (`quantiles`).
@@ -75,11 +75,12 @@ def variance_threshold(
         wanted = _n_wanted(select, table.n_elements, at_least)
         return table.at(wanted) if wanted else math.inf
     assert values is not None
-    nonzero = values[values > 0.0]
-    wanted = _n_wanted(select, nonzero.numel(), at_least)
+    n_nonzero = int(torch.count_nonzero(values))
+    wanted = _n_wanted(select, n_nonzero, at_least)
     if wanted == 0:
         return math.inf
-    return kth_largest(nonzero, wanted if exact else snapped(wanted, nonzero.numel()))
+    # The zeros are the smallest of all: no copy without them is needed.
+    return kth_largest(values, wanted if exact else snapped(wanted, n_nonzero))
 
 
 def _n_wanted(select: float, n_nonzero: int, at_least: int) -> int:

@@ -41,7 +41,8 @@ def test_lone_changes_are_whole_and_shared_ones_averaged():
     a, b = torch.tensor([[2.0, 4.0, 0.0]]), torch.tensor([[0.0, -2.0, 0.0]])
     inputs = inputs_of(torch.zeros(1, 3), [a, b])
     assert Ram().merge(inputs).tolist() == [[2.0, 1.0, 0.0]]
-    assert touch_counts((a, b)) == ([1, 1], [1, 0])
+    shared, alone = touch_counts((a, b))
+    assert (shared.tolist(), alone.tolist()) == ([1, 1], [1, 0])
     assert RamPlus(r=0.5, alpha=0.5).merge(inputs).tolist() == [[2.5, 1.0, 0.0]]
 
 
