@@ -22,7 +22,7 @@ from torch import Tensor
 from evomerge.core.arrays import IntArray
 
 STEPS = 1 << 14
-_KEYS_PER_PASS = 1 << 20
+_KEYS_PER_PASS = 1 << 17
 
 
 def n_kept(density: float, n_elements: int) -> int:

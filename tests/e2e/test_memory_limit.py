@@ -59,7 +59,7 @@ def merge_within(limit: int, models: ModelSet, case: str, out: Path) -> SideRun:
         side.close()
 
 
-@pytest.mark.parametrize("case", ["linear", "ties", "ties_global", "dare_ties"])
+@pytest.mark.parametrize("case", ["linear", "ties", "ties_global", "dare_ties_l1", "della", "sce"])
 def test_a_billion_parameters_are_merged_to_disk_within_two_gigabytes(case, models, tmp_path):
     run = merge_within(LIMIT_BYTES, models, case, tmp_path / "merged")
     merged = ModelFolder("merged", tmp_path / "merged")
