@@ -1,7 +1,10 @@
+from unittest import mock
+
 import pytest
 import torch
 
 from evomerge.errors import ConfigError
+from evomerge.merging import fused
 from evomerge.merging.nuslerp import NuSlerp, slerp_along
 from tests.merging.tensors import inputs_of, random_tensors, relative_error
 from tests.merging.test_slerp import oracle
@@ -70,3 +73,14 @@ def test_anything_but_two_experts_is_refused():
         NuSlerp(weights=(1.0, 1.0, 1.0))
     with pytest.raises(ConfigError, match="two experts, got 3"):
         NuSlerp(weights=(1.0, 1.0)).merge(inputs_of(base, experts))
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1, -3])
+def test_vectors_are_interpolated_the_same_in_any_blocks(axis):
+    base, experts = random_tensors((5, 7, 11), 2)
+    operator = NuSlerp(weights=(0.3, 0.6), flatten=False, axis=axis)
+    for inputs in (inputs_of(base, experts), inputs_of(None, experts)):
+        whole = operator.merge(inputs)
+        for length in (1, 100, 200):
+            with mock.patch.object(fused, "_CPU_PASS", length):
+                assert torch.equal(operator.merge(inputs), whole)

@@ -19,6 +19,7 @@ from evomerge.merging.quantiles import (
     n_kept,
     n_knots,
     nearest_knot,
+    order_statistics,
     quantile_knots,
     snapped,
 )
@@ -183,3 +184,18 @@ def test_tables_of_a_base_and_an_expert_serve_every_set_they_are_in(tmp_path):
     sources["e1"].tensors = {k: v + 1 for k, v in sources["e1"].tensors.items()}
     after = list(quantile_tables(space_of(sources), sources, cache).fill())
     assert sum(filled.is_new for filled in after) == len(after) // 3
+
+
+@given(deltas(), st.data())
+@fast
+def test_order_statistics_are_those_of_the_sorted_values(delta, data):
+    values = delta.reshape(-1)
+    rank = st.integers(0, values.numel() - 1)
+    ranks = data.draw(st.lists(rank, min_size=1, max_size=4))
+    assert order_statistics(values, ranks) == values.sort().values[ranks].tolist()
+
+
+def test_order_statistics_of_numbers_at_the_limits():
+    largest = torch.finfo(torch.float32).max
+    values = torch.tensor([largest, -largest, 1e-45, -1e-45, 0.0, 1.0, -1.0, torch.inf])
+    assert order_statistics(values, range(8)) == values.sort().values.tolist()
