@@ -21,8 +21,9 @@ from evomerge.merging.threads import in_threads
 MIN_ELEMENTS = 1 << 16
 # More would make compilation long: loops over sources are unrolled.
 MAX_SOURCES = 24
-# Elements per pass of the torch version: the slices of a pass should fit a CPU's cache.
-_CPU_PASS, _GPU_PASS = 1 << 17, 1 << 26
+# Elements per pass of the torch version: the slices of a pass should fit a CPU's cache, and float64
+# copies of all experts' a small GPU.
+_CPU_PASS, _GPU_PASS = 1 << 17, 1 << 24
 
 FLOAT16_LIMIT = 65504.0  # largest finite number
 
