@@ -38,3 +38,13 @@ def keep_interrupts() -> None:
     """
     if not isinstance(sys.unraisablehook, _Hook):
         sys.unraisablehook = _Hook(sys.unraisablehook)
+
+
+def forget_interrupts() -> None:
+    """Have the process end with its own exit code after a Ctrl-C that was handled.
+
+    A KeyboardInterrupt that passed through `exec` or `eval` of text (named tuples and data
+    classes are made so, hundreds during an import) has `python -m` die of SIGINT at its very
+    end, whatever exit code was given, unless other text is run after it.
+    """
+    exec("")

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from evomerge.cli.export_verbs import export
-from evomerge.cli.interrupts import keep_interrupts
+from evomerge.cli.interrupts import forget_interrupts, keep_interrupts
 from evomerge.cli.job_verbs import logs, stop, submit
 from evomerge.cli.options import (
     AdapterOption,
@@ -352,6 +352,8 @@ def run() -> None:
             raise
         silence(sys.stdout)
         code = BROKEN_PIPE
+    finally:
+        forget_interrupts()
     if code == CTRL_C:
         say("interrupted")
     sys.exit(code)

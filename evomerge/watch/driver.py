@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from evomerge.errors import RunError
 from evomerge.storage.lease_probe import Holder, is_driven, lease_holder
 
 _PROCESSES = Path("/proc")
+_TAKEN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Driver:
         # The first signal only drains. Two of a kind may be taken for one, so another one
         # follows, where it is known to be handled: else it would kill without a clean end.
         if not is_draining and _handles(self.holder.pid, signal.SIGTERM):
+            _until_taken(self.holder.pid, signal.SIGINT)
             self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
@@ -109,11 +112,28 @@ def _is_same(handle: Path, wanted: os.stat_result) -> bool:
     return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
+def _until_taken(pid: int, number: signal.Signals) -> None:
+    """Wait until a process has taken a signal, a second at most.
+
+    While one waits for the main thread to get a core, the kernel may give the next one to any
+    other thread. CPython 3.11 then forgets to look at either before the main thread next takes
+    the interpreter's lock: a long call of a library ends first.
+    """
+    deadline = time.monotonic() + _TAKEN_SECONDS
+    while _is_in(pid, "ShdPnd", number) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 def _handles(pid: int, number: signal.Signals) -> bool | None:
     """Return whether a process catches a signal; None where the system does not tell."""
+    return _is_in(pid, "SigCgt", number)
+
+
+def _is_in(pid: int, mask: str, number: signal.Signals) -> bool | None:
+    """Return whether a process has a signal in one of its masks; None where it is not told."""
     try:
         text = _PROCESSES.joinpath(str(pid), "status").read_text()
     except OSError:
         return None
-    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", text, flags=re.MULTILINE)
+    found = re.search(rf"^{mask}:\s*([0-9a-f]+)$", text, flags=re.MULTILINE)
     return None if found is None else bool(int(found[1], 16) >> (number - 1) & 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,29 @@ def test_other_errors_there_are_still_told() -> None:
     out, err = run("raise ValueError('oh')", kept=True)
     assert out == "nothing"
     assert "ValueError: oh" in err
+
+
+THROUGH_TEXT = """
+from evomerge.cli import main
+
+def app(*_, **__):
+    try:
+        exec("raise KeyboardInterrupt")  # as in the middle of making a named tuple
+    except KeyboardInterrupt:
+        raise SystemExit(75) from None
+
+main.app = app
+{call}
+"""
+
+
+@pytest.mark.parametrize(("call", "code"), [("main.run()", 75), ("app()", -signal.SIGINT)])
+def test_the_exit_code_outlives_an_interrupt_in_text_that_was_run(
+    call: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(THROUGH_TEXT.format(call=call))
+    done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, timeout=60)
+    assert done.returncode == code, "Python alone dies of SIGINT"
 
 
 def test_a_run_of_the_command_line_keeps_them(

@@ -154,6 +154,7 @@ def test_stop_ends_the_evaluation_under_way(is_draining, tiny_models, tmp_path, 
         assert process.wait(15) == 75
     finally:
         process.kill()
+        process.wait()
     assert "Traceback" not in (tmp_path / "out").read_text()
 
 

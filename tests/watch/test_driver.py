@@ -1,0 +1,58 @@
+"""A process that drives a run is told in a way that it cannot miss."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evomerge.watch.driver import find_driver
+
+
+def status(pid: int, key: str) -> str:
+    """Return the first word that the system says of a process under `key`."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(f"{key}:"))
+
+
+def waiting(pid: int) -> set[signal.Signals]:
+    """Return the signals that a process was sent and has not taken."""
+    mask = int(status(pid, "ShdPnd"), 16)
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Have a process take no signals: as on a machine without a free core, but for sure."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while status(pid, "State") != "T":
+            time.sleep(0.001)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_stop_sends_the_second_signal_after_the_first_was_taken(driven):
+    """Both at once may go to two threads, and Python then looks at neither for a while."""
+    run, process = driven
+    telling = threading.Thread(target=find_driver(run).stop, kwargs={"is_draining": False})
+    with stopped(process.pid):
+        telling.start()
+        while not waiting(process.pid):
+            time.sleep(0.001)
+        time.sleep(0.2)
+        assert waiting(process.pid) == {signal.SIGINT}
+        assert telling.is_alive()
+    telling.join()
+    assert process.wait(60) == 75
+
+
+def test_stop_does_not_wait_for_ever(driven):
+    run, process = driven
+    with stopped(process.pid):
+        find_driver(run).stop(is_draining=False)
+        assert waiting(process.pid) == {signal.SIGINT, signal.SIGTERM}
+    assert process.wait(60) == 75
