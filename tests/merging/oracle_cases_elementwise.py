@@ -120,7 +120,9 @@ def _dare(cls, **settings):
 
 def _della(cls, **settings):
     def case(s):
-        fixed = {"density": s.density(), "epsilon": s.number(0.0, 0.5)}
+        # Of rows of one element as in `_dare`.
+        density = round(s.density() * 2**16) / 2**16
+        fixed = {"density": density, "epsilon": s.number(0.0, 0.5)}
         w = s.weights(0.1, 1.0)
         operator = cls(weights=w, lambda_=0.9, seed=s.choice(range(9)), **fixed, **settings)
         kept, undecided = s.deltas, np.array(False)
