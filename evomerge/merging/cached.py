@@ -106,8 +106,6 @@ class TaskVectorStatistic:
         space: ModelSpace,
         sources: Mapping[str, TensorSource],
         cache: TensorCache,
-        *,
-        applies: Callable[[tuple[int, ...]], bool] = lambda _shape: True,
     ) -> None:
         """Say what is computed; nothing is read yet.
 
@@ -118,13 +116,11 @@ class TaskVectorStatistic:
             space: The aligned models; must have a base.
             sources: Every one of them by id.
             cache: Where results are kept.
-            applies: Whether tensors of a shape have this result.
         """
         if not space.has_base:
             raise ConfigError(f"{kind} are those of task vectors and need a base model")
         self.kind = kind
         self._compute = compute
-        self._applies = applies
         self._reader = FlatReader(space, sources)
         self._shapes = {tensor.spec.name: tensor.spec.shape for tensor in space.merged}
         self._index = {name: k for k, name in enumerate(space.sources) if k}
@@ -135,10 +131,8 @@ class TaskVectorStatistic:
         }
         self._known: dict[tuple[str, str], Mapping[str, Tensor]] = {}
 
-    def of(self, source: str, name: str) -> Mapping[str, Tensor] | None:
-        """Return the result for one expert's tensor; None where there is none for its shape."""
-        if not self._applies(self._shapes[name]):
-            return None
+    def of(self, source: str, name: str) -> Mapping[str, Tensor]:
+        """Return the result for one expert's tensor."""
         if (source, name) not in self._known:
             self._find(source, name)
         return self._known[source, name]
@@ -154,10 +148,9 @@ class TaskVectorStatistic:
 
     def fill(self) -> Iterator[Filled]:
         """Find or compute the result of every tensor of every expert."""
-        for name, shape in self._shapes.items():
-            if self._applies(shape):
-                for source in self._index:
-                    yield self._find(source, name)
+        for name in self._shapes:
+            for source in self._index:
+                yield self._find(source, name)
 
     def _find(self, source: str, name: str) -> Filled:
         found, filled = remember(

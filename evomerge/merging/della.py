@@ -5,7 +5,6 @@ Masks are counter-based as DARE's: keyed by the expert's digest, and nested in t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from evomerge.core.genes import Gene
 from evomerge.merging.kept import Keep, Rescale, rescaled
 from evomerge.merging.operator import TensorInputs, merge_operator
-from evomerge.merging.rank_codes import has_rank_codes, rank_codes, row_length
+from evomerge.merging.rank_codes import last_code, rank_codes, row_length
 from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
 
 # Of the largest spread that density allows: probabilities stay above a tenth of the density, so
@@ -23,46 +22,28 @@ from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsifie
 _WIDEST = 0.9
 
 
-def row_ranks(delta: Tensor) -> Tensor:
-    """Return each element's rank by magnitude within its row: 0 smallest, 1 largest.
-
-    A row is everything under one index of the first axis; a vector is one row. Equal elements
-    rank in the order they are stored; the only element of a row ranks 1/2.
-
-    Returns:
-        Same shape, float32.
-    """
-    rows = delta.flatten(1) if delta.dim() > 1 else delta.reshape(1, -1)
-    n = rows.shape[1]
-    if n == 1:
-        return torch.full_like(delta, 0.5)
-    order = rows.abs().argsort(dim=1, stable=True)
-    places = torch.arange(n, dtype=torch.float32, device=delta.device) / (n - 1)
-    ranks = torch.empty_like(rows).scatter_(1, order, places.expand_as(rows))
-    return ranks.reshape(delta.shape)
-
-
-def _places(tensors: TensorInputs, expert: int) -> tuple[Tensor, int]:
-    """Return each element's place in its row, flat, and the last place of a row."""
-    shape = tuple(tensors.experts[expert].shape)
+def _codes(tensors: TensorInputs, expert: int) -> Tensor:
+    """Return (n,) each element's rank code, prepared or sorted out now."""
     codes = tensors.rank_codes(expert)
-    if codes is None and tensors.experts[expert].device.type == "cpu" and has_rank_codes(shape):
-        n_row = row_length(shape)
-        codes = torch.empty(math.prod(shape), dtype=torch.uint16)
-        for at, (delta,) in tensors.delta_slices([expert], run=n_row):
-            codes[at] = rank_codes(delta.reshape(-1, n_row)).reshape(-1)
     if codes is not None:
-        return codes.reshape(-1), row_length(shape) - 1
-    return row_ranks(tensors.delta(expert)).reshape(-1), 1
+        return codes.reshape(-1)
+    source = tensors.experts[expert]
+    n_row = row_length(tuple(source.shape))
+    dtype = torch.uint16 if source.device.type == "cpu" else torch.int32
+    codes = torch.empty(source.numel(), dtype=dtype, device=source.device)
+    for at, (delta,) in tensors.delta_slices([expert], run=n_row):
+        codes[at] = rank_codes(delta.reshape(-1, n_row)).reshape(-1)
+    return codes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedDrop(Sparsified):
     """What both DELLA methods share: their parameters, and dropping.
 
-    An element of rank r in its row (0 smallest, 1 largest magnitude) is kept with probability
-    pi = density - epsilon + 2 epsilon r, and multiplied by 1 / pi. `epsilon` counts as at most
-    0.9 min(density, 1 - density), so that every pi is a probability and none is nearly zero.
+    An element of rank r in its row (0 smallest, 1 largest magnitude; see `rank_codes`) is kept
+    with probability pi = density - epsilon + 2 epsilon r, and multiplied by 1 / pi; the only one
+    of a row with the density. `epsilon` counts as at most 0.9 min(density, 1 - density), so that
+    every pi is a probability and none is nearly zero.
 
     Attributes:
         density: Mean probability with which an element is kept.
@@ -96,9 +77,10 @@ class RankedDrop(Sparsified):
             inverts=self.resolved_rescale == "inverse",
         )
         epsilon = min(self.epsilon, _WIDEST * min(self.density, 1.0 - self.density))
-        if epsilon > 0.0 and row_length(tuple(tensors.experts[expert].shape)) > 1:
-            places, last_place = _places(tensors, expert)
-            keep = replace(keep, places=places, last_place=last_place, spread=2.0 * epsilon)
+        last = last_code(row_length(tuple(tensors.experts[expert].shape)))
+        if epsilon > 0.0 and last > 0:
+            codes = _codes(tensors, expert)
+            keep = replace(keep, places=codes, last_place=last, spread=2.0 * epsilon)
         if keep.places is not None and keep.inverts:
             return keep
         return rescaled(keep, tensors, expert, self.resolved_rescale)

@@ -31,7 +31,7 @@ from evomerge.merging.cached import (
 from evomerge.merging.grams import TensorGrams, tensor_grams
 from evomerge.merging.operator import Pool
 from evomerge.merging.quantiles import QuantileTable, table_tensors
-from evomerge.merging.rank_codes import has_rank_codes, rank_codes
+from evomerge.merging.rank_codes import rank_codes
 from evomerge.merging.source import TensorSource
 from evomerge.merging.thresholds import GlobalThresholds
 from evomerge.merging.variances import VarianceTables
@@ -154,9 +154,7 @@ def row_rank_codes(
     def compute(delta: Tensor) -> dict[str, Tensor]:
         return {"codes": rank_codes(delta)}
 
-    return TaskVectorStatistic(
-        RANK_CODES, 1, compute, space, sources, cache, applies=has_rank_codes
-    )
+    return TaskVectorStatistic(RANK_CODES, 1, compute, space, sources, cache)
 
 
 def statistics_for(

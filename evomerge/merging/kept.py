@@ -58,8 +58,8 @@ class Keep:
         key: Random stream; an element stays where its number is below `density`. None: no dice.
         density: Probability of staying; the masks of two densities nest.
         factor: What stays is multiplied by this, which is positive.
-        places: (n,) each element's place in an order from 0 to `last_place`, uint16 or float32,
-            flat; its probability of staying is then `density` + `spread` (place / `last_place`
+        places: (n,) each element's place in an order from 0 to `last_place`, uint16 or, on a GPU,
+            int32; its probability of staying is then `density` + `spread` (place / `last_place`
             - 1/2), and None makes it `density` for all.
         last_place: See `places`.
         spread: See `places`.
@@ -343,7 +343,7 @@ def _kernel(
     if is_ranked:
         codes = [keep.places for keep in chosen]
         if any(part is None or part.dtype != torch.uint16 for part in codes):
-            return None  # rows too long for two bytes, or whole task vectors among the dropped
+            return None  # not sorted on a CPU, or whole task vectors among the dropped
         places = tuple([part.data_ptr() for part in codes if part is not None])
     inverts = is_ranked and chosen[0].inverts
     switches = {**switches, "is_ranked": is_ranked, "inverts": inverts}

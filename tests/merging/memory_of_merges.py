@@ -7,8 +7,11 @@ prints method -> mode -> bytes beside the sources and the result, as JSON.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,8 +23,11 @@ from evomerge.merging.operator import TensorInputs, merge_operators
 from tests.merging.modes import choices_of
 from tests.merging.tensors import inputs_of, random_tensors
 
+LIBC = ctypes.CDLL(None)
 N_EXPERTS = 4
 SMALL, LARGE = (1024, 512), (4096, 2048)
+# As many elements in rows that two bytes cannot number.
+SMALL_STACK, LARGE_STACK = (4, 256, 512), (64, 256, 512)
 
 
 def modes(cls, n):
@@ -40,6 +46,13 @@ def modes(cls, n):
                 yield " ".join(f"{k}={v}" for k, v in settings.items()), {**genes, **settings}
     if not choices:
         yield "default", genes
+
+
+def operators_of(cls, n):
+    """Yield (mode, operator) for every mode whose settings do not exclude each other."""
+    for mode, parameters in modes(cls, n):
+        with suppress(ConfigError):
+            yield mode, cls(**parameters)
 
 
 def inputs_for(shape, n):
@@ -63,6 +76,9 @@ def status(key):
 def held_by(operator, small, large):
     """Return the most bytes that a merge of `large` holds beside its sources and its result."""
     operator.merge(small)  # what is made once is no matter
+    gc.collect()
+    if hasattr(LIBC, "malloc_trim"):  # what merges before left behind must not be lent to this one
+        LIBC.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = status("VmRSS")
     merged = operator.merge(large)
@@ -76,12 +92,12 @@ def main():
         n = cls.n_models or N_EXPERTS
         small, large = inputs_for(SMALL, n), inputs_for(LARGE, n)
         sizes = found[name] = {}
-        for mode, parameters in modes(cls, n):
-            try:
-                operator = cls(**parameters)
-            except ConfigError:  # settings that exclude each other
-                continue
+        operators = list(operators_of(cls, n))
+        for mode, operator in operators:
             sizes[mode] = held_by(operator, small, large)
+        stacks = inputs_for(SMALL_STACK, n), inputs_for(LARGE_STACK, n)
+        mode, operator = operators[0]
+        sizes[f"{mode}, stacked"] = held_by(operator, *stacks)
     print(json.dumps(found))
 
 

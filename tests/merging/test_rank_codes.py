@@ -4,10 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging.cached import exhaust
-from evomerge.merging.della import row_ranks
 from evomerge.merging.derived import derive_for, row_rank_codes
 from evomerge.merging.operator import merge_operators
-from evomerge.merging.rank_codes import LONGEST_ROW, has_rank_codes, rank_codes, row_length
+from evomerge.merging.rank_codes import (
+    _sorted_by_torch,
+    last_code,
+    rank_codes,
+    row_length,
+)
 from evomerge.storage.derived_cache import DerivedCache
 from tests.merging.memory_source import make_sources, space_of
 
@@ -15,14 +19,16 @@ fast = settings(deadline=None, max_examples=60)
 SHAPES = st.sampled_from([(), (1,), (7,), (1, 1), (5, 1), (4, 33), (3, 2, 5), (2, 300)])
 
 
-def ranks_from_codes(codes):
-    last = row_length(tuple(codes.shape)) - 1
-    return codes.float() / last if last else torch.full(codes.shape, 0.5)
+def places(delta):
+    """Return each element's place in its row by a plain stable sort."""
+    rows = delta.abs().reshape(-1, row_length(tuple(delta.shape)))
+    order = rows.argsort(dim=1, stable=True)
+    return order.argsort(dim=1).reshape(delta.shape)
 
 
 @given(SHAPES, st.sampled_from(["random", "ties", "zeros", "tiny"]), st.integers(0, 50))
 @fast
-def test_codes_give_the_ranks_bit_for_bit(shape, kind, seed):
+def test_codes_are_places_and_torch_sorts_out_the_same(shape, kind, seed):
     delta = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     delta = {
         "random": delta,
@@ -32,27 +38,51 @@ def test_codes_give_the_ranks_bit_for_bit(shape, kind, seed):
     }[kind]
     codes = rank_codes(delta)
     assert (codes.dtype, codes.shape) == (torch.uint16, delta.shape)
-    assert torch.equal(ranks_from_codes(codes), row_ranks(delta))
+    assert torch.equal(codes.long(), places(delta))
+    rows = delta.reshape(-1, row_length(shape))
+    assert torch.equal(_sorted_by_torch(rows).long(), codes.long().reshape(rows.shape))
 
 
-@pytest.mark.parametrize("shape", [(2, LONGEST_ROW), (LONGEST_ROW,), (3000, 1500)])
+def test_ranks_run_from_the_smallest_to_the_largest_of_a_row():
+    delta = torch.tensor([[3.0, -1.0, 2.0], [0.0, 0.0, -5.0]])
+    assert rank_codes(delta).tolist() == [[2, 0, 1], [0, 1, 2]]
+    assert rank_codes(torch.tensor([[2.0], [1.0]])).tolist() == [[0], [0]]
+
+
+def test_rows_of_a_convolution_are_its_output_channels():
+    delta = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rank_codes(delta), rank_codes(delta.reshape(4, -1)).reshape(delta.shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 1 << 16), (1 << 16,), (3000, 1500)])
 def test_codes_of_long_and_many_rows(shape):
     delta = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-    assert torch.equal(ranks_from_codes(rank_codes(delta)), row_ranks(delta))
+    assert torch.equal(rank_codes(delta).long(), places(delta))
 
 
-def test_longer_rows_and_empty_tensors_have_no_codes(tmp_path):
-    assert has_rank_codes((2, LONGEST_ROW))
-    assert has_rank_codes(())
-    assert not has_rank_codes((2, LONGEST_ROW + 1))
-    assert not has_rank_codes((2, 5, LONGEST_ROW))
-    assert not has_rank_codes((0, 5))
-    shapes = {"a.weight": (1, LONGEST_ROW + 1), "b.weight": (3, 4)}
-    sources = make_sources(1, shapes=shapes)
+@pytest.mark.parametrize("n", [(1 << 16) + 1, 100_003, 3 << 17])
+def test_longer_rows_count_their_places_in_as_many_steps(n):
+    delta = torch.randn((3, n), generator=torch.Generator().manual_seed(n))
+    codes, exact = rank_codes(delta), places(delta)
+    assert torch.equal(codes.long(), _sorted_by_torch(delta).long())
+    steps = exact.double() / (n - 1) * last_code(n)
+    assert float((codes.double() - steps).abs().max()) <= 0.5
+    assert (int(codes.long().min()), int(codes.long().max())) == (0, last_code(n))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3)])
+def test_empty_tensors_have_empty_codes(shape):
+    assert rank_codes(torch.zeros(shape)).shape == shape
+
+
+def test_codes_of_long_rows_are_prepared(tmp_path):
+    name, n = "a.weight", (1 << 16) + 1
+    sources = make_sources(1, shapes={name: (2, n)})
     codes = row_rank_codes(space_of(sources), sources, DerivedCache(tmp_path))
     exhaust(codes)
-    assert codes.of("e1", "a.weight") is None
-    assert codes.of("e1", "b.weight") is not None
+    found = codes.of("e1", name)["codes"]
+    base, expert = (sources[key].read(name).float() for key in ("base", "e1"))
+    assert torch.equal(found, rank_codes((expert - base).reshape(2, n)))
 
 
 def test_codes_that_a_search_leaves_out_are_used_once_they_are_prepared(tmp_path):
