@@ -48,7 +48,7 @@ def row_length(shape: tuple[int, ...]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1)  # of a long row it is large
 def _codes_of_places(n: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
     """Return (n,) the code of each place in a row of `n` elements."""
     places = np.arange(n, dtype=np.int64)

@@ -65,7 +65,8 @@ class Driver:
         # follows, where it is known to be handled: else it would kill without a clean end.
         if not is_draining and _handles(self.holder.pid, signal.SIGTERM):
             _until_taken(self.holder.pid, signal.SIGINT)
-            self._send(signal.SIGTERM)
+            if find_driver(self.folder) == self:  # else the first was enough
+                self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
         if not self.holder.is_here:

@@ -27,6 +27,7 @@ from evomerge.merging import (
 from evomerge.merging.layer_scale import LayerScale, LayerScaled
 from evomerge.merging.philox import philox_uniform
 from evomerge.merging.quantiles import STEPS, snapped
+from evomerge.merging.rank_codes import row_length
 from evomerge.seeding import derive
 from tests.merging import oracles
 from tests.merging.oracle_cases import Case, Reference, is_exempt, total_of
@@ -120,9 +121,9 @@ def _dare(cls, **settings):
 
 def _della(cls, **settings):
     def case(s):
-        # Of rows of one element as in `_dare`.
-        density = round(s.density() * 2**16) / 2**16
-        fixed = {"density": density, "epsilon": s.number(0.0, 0.5)}
+        fixed = {"density": s.density(), "epsilon": s.number(0.0, 0.5)}
+        if row_length(s.base.shape) == 1 or not fixed["epsilon"]:  # no ranks: as in `_dare`
+            fixed["density"] = round(fixed["density"] * 2**16) / 2**16
         w = s.weights(0.1, 1.0)
         operator = cls(weights=w, lambda_=0.9, seed=s.choice(range(9)), **fixed, **settings)
         kept, undecided = s.deltas, np.array(False)

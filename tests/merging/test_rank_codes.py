@@ -6,12 +6,7 @@ from hypothesis import strategies as st
 from evomerge.merging.cached import exhaust
 from evomerge.merging.derived import derive_for, row_rank_codes
 from evomerge.merging.operator import merge_operators
-from evomerge.merging.rank_codes import (
-    _sorted_by_torch,
-    last_code,
-    rank_codes,
-    row_length,
-)
+from evomerge.merging.rank_codes import _sorted_by_torch, last_code, rank_codes, row_length
 from evomerge.storage.derived_cache import DerivedCache
 from tests.merging.memory_source import make_sources, space_of
 

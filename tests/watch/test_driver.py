@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evomerge.watch.driver import find_driver
+from tests.report.synthetic import Plan, write_run
 
 
 def status(pid: int, key: str) -> str:
@@ -42,12 +45,39 @@ def test_stop_sends_the_second_signal_after_the_first_was_taken(driven):
     with stopped(process.pid):
         telling.start()
         while not waiting(process.pid):
+            assert telling.is_alive()
             time.sleep(0.001)
         time.sleep(0.2)
         assert waiting(process.pid) == {signal.SIGINT}
         assert telling.is_alive()
     telling.join()
     assert process.wait(60) == 75
+
+
+ENDS_AT_ONCE = """
+import signal, sys
+from pathlib import Path
+from evomerge.storage.run_store import RunFolder, RunStore
+
+folder = RunFolder(Path(sys.argv[1]))
+header = folder.header()
+store = RunStore(folder, header=header, tasks=header["tasks"])
+signal.signal(signal.SIGTERM, lambda *_: None)
+print("ready", flush=True)
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    store.close()
+"""
+
+
+def test_stop_of_a_run_that_ends_at_the_first_signal_is_no_error(tmp_path):
+    folder = write_run(tmp_path / "run", Plan(n=1))
+    command = [sys.executable, "-c", ENDS_AT_ONCE, folder.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        find_driver(folder.path).stop(is_draining=False)
+        assert process.wait(60) == 0
 
 
 def test_stop_does_not_wait_for_ever(driven):
