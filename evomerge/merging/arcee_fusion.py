@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, ClassVar
 
 import torch
@@ -13,29 +15,44 @@ from evomerge.merging.apart import empty_apart
 from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.pairs import pair_of
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.passes import write_in_passes
+from evomerge.merging.passes import blocks, row_blocks, write_in_passes
 from evomerge.merging.quantiles import order_statistics
-from evomerge.merging.sums import ROW, row_sums
+from evomerge.merging.sums import ROW, row_sums, total
 
 _EPSILON = 1e-8
 
 
-def importance(a: Tensor, b: Tensor, delta: Tensor) -> Tensor:
-    """Return |delta| times the divergence KL(softmax(b) || softmax(a)) of its row.
+def write_importance(pair: TensorInputs, out: Tensor) -> None:
+    """Write |b - a| times the divergence KL(softmax(b) || softmax(a)) of its row.
 
     Args:
-        a: (rows, n) float32.
-        b: Same shape.
-        delta: b - a.
-
-    Returns:
-        Same shape, float32.
+        pair: (rows, n) a as base and b as expert: one row, or rows of a single pass.
+        out: Same shape, float32.
     """
     # float64: rows of fine-tunes diverge by less than float32 can tell from 0.
-    p, q = b.double().softmax(-1) + _EPSILON, a.double().softmax(-1) + _EPSILON
-    # Short runs first: torch splits one long sum over its threads.
-    divergence = row_sums(p * (p / q).log(), min(a.shape[-1], ROW)).sum(-1, keepdim=True)
-    return delta.abs() * divergence.float()
+    pieces = list(blocks(pair, out, axis=1, run=ROW))
+    n = out.shape[1]
+
+    def sums(values: Iterable[Tensor]) -> Tensor:
+        return total((row_sums(value, min(n, ROW)) for value in values), n)[:, None]
+
+    def log_sum(source: int) -> Tensor:
+        def parts() -> Iterator[Tensor]:
+            return (piece.sources[source].double() for piece, _ in pieces)
+
+        most = reduce(torch.maximum, (part.amax(-1, keepdim=True) for part in parts()))
+        return most + sums((part - most).exp_() for part in parts()).log_()
+
+    log_a, log_b = log_sum(0), log_sum(1)
+
+    def divergences(piece: TensorInputs) -> Tensor:
+        a, b = (source.double() for source in piece.sources)
+        p, q = (b - log_b).exp_().add_(_EPSILON), (a - log_a).exp_().add_(_EPSILON)
+        return q.reciprocal_().mul_(p).log_().mul_(p)
+
+    divergence = sums(divergences(piece) for piece, _ in pieces).float()
+    for piece, target in pieces:
+        torch.mul(piece.delta(0).abs(), divergence, out=target)
 
 
 def outlier_threshold(scores: Tensor, multiplier: float) -> float:
@@ -84,12 +101,14 @@ class ArceeFusion(OperatorDefaults):
         width = pair.base.shape[-1] if pair.base.dim() else 1
         a, b = pair.base.reshape(-1), pair.experts[0].reshape(-1)
         scores = empty_apart(a.shape, torch.float32, a.device)
-        for at, (delta,) in pair.delta_slices([0], run=width):
-            rows = [part.float().view(-1, width) for part in (a[at], b[at], delta)]
-            scores[at] = importance(*rows).view(-1)
+        for part, target in row_blocks(pair, scores, width):
+            write_importance(part, target)
         threshold = outlier_threshold(scores, self.multiplier)
-        return write_in_passes(
-            pair,
-            lambda at, _: torch.where(scores[at] >= threshold, b[at].float(), a[at].float()),
-            [],
-        )
+
+        def fuse(at: slice, _deltas: list[Tensor]) -> Tensor:
+            score = scores[at]
+            # What is no number is neither, and stays to be seen.
+            fused = torch.where(score >= threshold, b[at].float(), score)
+            return torch.where(score < threshold, a[at].float(), fused)
+
+        return write_in_passes(pair, fuse, [])

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from evomerge.core.genes import Gene
+from evomerge.merging.apart import empty_apart
 from evomerge.merging.kept import Keep, Rescale, rescaled
 from evomerge.merging.operator import TensorInputs, merge_operator
-from evomerge.merging.rank_codes import last_code, rank_codes, row_length
+from evomerge.merging.passes import row_blocks
+from evomerge.merging.rank_codes import codes_dtype, last_code, row_length, write_rank_codes
 from evomerge.merging.sparsified import AddSparsified, Sparsified, VoteSparsified
 
 # Of the largest spread that density allows: probabilities stay above a tenth of the density, so
@@ -28,11 +29,9 @@ def _codes(tensors: TensorInputs, expert: int) -> Tensor:
     if codes is not None:
         return codes.reshape(-1)
     source = tensors.experts[expert]
-    n_row = row_length(tuple(source.shape))
-    dtype = torch.uint16 if source.device.type == "cpu" else torch.int32
-    codes = torch.empty(source.numel(), dtype=dtype, device=source.device)
-    for at, (delta,) in tensors.delta_slices([expert], run=n_row):
-        codes[at] = rank_codes(delta.reshape(-1, n_row)).reshape(-1)
+    codes = empty_apart((source.numel(),), codes_dtype(source), source.device)
+    for part, target in row_blocks(tensors, codes, row_length(tuple(source.shape))):
+        write_rank_codes((delta for _, (delta,) in part.delta_slices([expert])), target)
     return codes
 
 

@@ -17,10 +17,14 @@ from evomerge.merging.weights import over_base
 
 
 def largest_change(deltas: Sequence[Tensor]) -> Tensor:
-    """Return (n,) the largest element, by magnitude, of (E,) task vectors; the last if they tie."""
+    """Return (n,) the largest element, by magnitude, of (E,) task vectors; the last if they tie.
+
+    NaN counts as the largest.
+    """
     largest = deltas[0]
     for delta in deltas[1:]:
-        largest = torch.where(delta.abs() >= largest.abs(), delta, largest)
+        is_larger = (delta.abs() >= largest.abs()) | delta.isnan()
+        largest = torch.where(is_larger, delta, largest)
     return largest
 
 

@@ -6,9 +6,8 @@ Shape letters: E experts, R rows (output channels) of a tensor, n elements per r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Annotated, ClassVar
 
@@ -21,9 +20,9 @@ from evomerge.core.genes import Gene
 from evomerge.errors import ConfigError
 from evomerge.merging.operator import Compat, OperatorDefaults, TensorInputs, merge_operator
 from evomerge.merging.parameters import check_fields
-from evomerge.merging.passes import add_in_passes
+from evomerge.merging.passes import add_in_passes, row_blocks
 from evomerge.merging.sphere import required_gram
-from evomerge.merging.sums import ROW, exact_column_sums, row_sums
+from evomerge.merging.sums import ROW, row_sums, total
 from evomerge.merging.weights import over_base
 
 # mergekit's smallest product of two lengths.
@@ -94,16 +93,20 @@ class ModelStock(OperatorDefaults):
         """Return the merged tensor with one t per row, from Gram matrices of the rows."""
         shape = tensors.experts[0].shape
         length = shape[-1] if self.compat == "mergekit" else math.prod(shape[1:])
+        out = tensors.empty_result()
+        for part, target in row_blocks(tensors, out, length):
+            shares = _shares(_row_grams(part).numpy(), self.compat)
+            factors = torch.from_numpy(shares * (self.multiplier / len(part.experts)))
+            add_in_passes(part, partial(_scaled_sum, factors.to(out.device)), out=target)
+        return out
 
-        def change(_at: slice, deltas: list[Tensor]) -> Tensor:
-            shares = _shares(row_grams(deltas, length).numpy(), self.compat)
-            factors = torch.from_numpy(shares * (self.multiplier / len(deltas))).to(deltas[0])
-            total = deltas[0]
-            for delta in deltas[1:]:
-                total += delta
-            return total.view(-1, length).mul_(factors[:, None]).view(-1)
 
-        return add_in_passes(tensors, change, run=length)
+def _scaled_sum(factors: Tensor, _at: slice, deltas: list[Tensor]) -> Tensor:
+    """Return the sum of task vectors times factors: (R,) those of whole rows, or a piece's one."""
+    summed = deltas[0]
+    for delta in deltas[1:]:
+        summed += delta
+    return summed.view(len(factors), -1).mul_(factors.float()[:, None]).view(-1)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -122,31 +125,35 @@ def _shares(points: FloatArray, compat: Compat) -> FloatArray:
     if compat == "mergekit":
         products = np.maximum(products, _MERGEKIT_SMALLEST)
     cosines = np.divide(
-        points[one, other], products, out=np.zeros_like(products), where=products > 0.0
+        points[one, other], products, out=np.zeros_like(products), where=products != 0.0
     )
     mean = np.minimum(np.maximum(cosines, -1.0), 1.0).mean(0)
     divisor = 1.0 + (n - 1) * mean
     shares: FloatArray = np.divide(n * mean, divisor, out=np.zeros_like(mean), where=divisor != 0.0)
     if compat == "mergekit":
         return shares
-    # mean >= -1 / (n - 1): where it is negative, t would be negative too.
-    shares = np.where(mean > 0.0, np.minimum(shares, 1.0), 0.0)
+    # mean >= -1 / (n - 1): where it is negative, t would be negative too. NaN stays.
+    shares = np.where(mean <= 0.0, 0.0, np.minimum(shares, 1.0))
     return shares
 
 
-def row_grams(deltas: Sequence[Tensor], length: int) -> Tensor:
-    """Return (E, E, R) float64 Gram matrices of each run of `length` elements.
+def _row_grams(tensors: TensorInputs) -> Tensor:
+    """Return (E, E, R) float64 Gram matrices of the rows of (R, n) task vectors.
 
     Args:
-        deltas: (E,) float32 tensors of R * length elements.
-        length: Elements per row.
+        tensors: One row, or rows of a single pass: one of `passes.row_blocks`.
     """
-    n = len(deltas)
-    rows = [delta.reshape(-1, length) for delta in deltas]
-    grams = torch.zeros(n, n, len(rows[0]), dtype=torch.float64)
-    for i in range(n):
-        for j in range(i, n):
-            parts = row_sums(rows[i].double() * rows[j], min(length, ROW))
-            is_whole = parts.shape[1] == 1
-            grams[i, j] = grams[j, i] = parts[:, 0].cpu() if is_whole else exact_column_sums(parts)
+    n_rows, length = tensors.experts[0].shape
+    n = len(tensors.experts)
+    pairs = [(i, j) for i in range(n) for j in range(i, n)]
+
+    def sums(deltas: list[Tensor]) -> Tensor:
+        rows = [delta.view(n_rows, -1) for delta in deltas]
+        run = min(length, ROW)
+        return torch.stack([row_sums(rows[i].double() * rows[j], run) for i, j in pairs])
+
+    found = total((sums(deltas) for _, deltas in tensors.delta_slices(range(n), run=ROW)), length)
+    grams = torch.zeros(n, n, n_rows, dtype=torch.float64)
+    for (i, j), gram in zip(pairs, found, strict=True):
+        grams[i, j] = grams[j, i] = gram
     return grams

@@ -71,7 +71,7 @@ class NormShare(OperatorDefaults):
         if self.q == 0.0:
             mean: FloatArray = weights / weights.sum()
             return mean
-        used = (weights > 0.0) & (squares > 0.0)
+        used = (weights > 0.0) & (squares != 0.0)  # NaN is used, to be seen
         if not used.any():
             return np.zeros(len(weights))
         logs = self.q * np.log(squares[used]) + np.log(weights[used])

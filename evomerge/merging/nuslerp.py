@@ -1,12 +1,14 @@
 """NuSLERP: SLERP with two weights, on task vectors when there is a base, optionally per row.
 
-Shape legend: a tensor of shape (…, n, …) seen as vectors of n elements along one axis.
+Shape letters: m, n, r a tensor of shape (…, n, …) as m times r vectors of n elements.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Annotated, ClassVar
 
 import torch
@@ -20,6 +22,7 @@ from evomerge.merging.operator import OperatorDefaults, TensorInputs, merge_oper
 from evomerge.merging.parameters import check_fields
 from evomerge.merging.passes import blocks
 from evomerge.merging.sphere import angle, required_gram
+from evomerge.merging.sums import ROW, row_sums, total
 
 _SMALLEST_SUM = 1e-6
 _SMALLEST_SINE = 1e-6
@@ -67,25 +70,38 @@ class NuSlerp(OperatorDefaults):
         """Return the merged tensor.
 
         Raises:
-            ConfigError: There are not exactly two experts.
+            ConfigError: There are not exactly two experts, or `axis` is none of the tensor's.
         """
         if len(tensors.experts) != 2:
             raise ConfigError(
                 f"{tensors.name}: nuslerp merges two experts, got {len(tensors.experts)}"
             )
-        if self.flatten or tensors.is_vector or self.t in (0.0, 1.0):
+        shape = tuple(tensors.experts[0].shape)
+        is_whole = self.flatten or tensors.is_vector or 0 in shape
+        if is_whole or self.t in (0.0, 1.0):
             return tensors.weighted_sum(self._coefficients(tensors))
+        if not -len(shape) <= self.axis < len(shape):
+            raise ConfigError(
+                f"{tensors.name}: nuslerp's axis is {self.axis}, the tensor has {len(shape)} axes"
+            )
+        axis = self.axis % len(shape)
+        matrices = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+        vectors = tensors.seen_as(lambda tensor: tensor.reshape(matrices))
         out = tensors.empty_result()
-        # Cut along another axis than that of the vectors.
-        for part, target in blocks(tensors, out, axis=1 if self.axis in (0, -out.dim()) else 0):
-            if part.base is None:
-                a, b = (expert.float() for expert in part.experts)
-                write_rounded(target, slerp_along(a, b, self.t, axis=self.axis))
-            else:
-                a, b = part.deltas
-                change = slerp_along(a, b, self.t, axis=self.axis)
-                write_rounded(target, change.add_(part.base.float()))
+        for rows, row_target in blocks(vectors, out.view(matrices), axis=0):
+            for block, target in blocks(rows, row_target, axis=2):
+                self._write_arcs(block, target)
         return out
+
+    def _write_arcs(self, tensors: TensorInputs, out: Tensor) -> None:
+        """Write the SLERP of each vector along the middle axis; a long one is read in pieces."""
+        pieces = list(blocks(tensors, out, axis=1, run=ROW))
+        pair = lru_cache(maxsize=1)(_pair)  # most vectors are one piece, which is read once
+        u, v = arc_shares([partial(pair, piece) for piece, _ in pieces], out.shape[1], self.t)
+        for piece, target in pieces:
+            a, b = pair(piece)
+            change = a * u + b * v
+            write_rounded(target, change if piece.base is None else change.add_(piece.base.float()))
 
     def _coefficients(self, tensors: TensorInputs) -> tuple[float, ...]:
         """Return (K,) coefficients over the sources for one angle per tensor."""
@@ -96,29 +112,43 @@ class NuSlerp(OperatorDefaults):
         return (1.0 - u - v, u, v)
 
 
-def slerp_along(a: Tensor, b: Tensor, t: float, *, axis: int) -> Tensor:
-    """Return the SLERP of each pair of vectors along `axis`.
+def _pair(tensors: TensorInputs) -> list[Tensor]:
+    """Return what is interpolated, float32: task vectors if there is a base, else the experts."""
+    if tensors.base is None:
+        return [expert.float() for expert in tensors.experts]
+    return [tensors.delta(0), tensors.delta(1)]
+
+
+def arc_shares(
+    pieces: Sequence[Callable[[], Sequence[Tensor]]], n: int, t: float
+) -> tuple[Tensor, Tensor]:
+    """Return the (m, 1, r) float32 shares of each pair of vectors along the middle axis.
 
     Args:
-        a: (…, n, …) float32.
-        b: Same shape as `a`.
-        t: Position; 0 gives `a`.
-        axis: The axis of length n.
+        pieces: Each gives a stretch of the pairs, twice (m, …, r); all but the last are of whole
+            runs of `ROW` elements.
+        n: Elements of a vector.
+        t: Position; 0 is the first vector.
 
     Returns:
-        Same shape, float32. Pairs with a zero vector, or nearly (anti)parallel ones, are
-        interpolated linearly.
+        Those of linear interpolation for pairs with a zero vector, or nearly (anti)parallel ones.
     """
-    a64, b64 = a.double(), b.double()
-    length_a = a64.square().sum(axis, keepdim=True).sqrt_()
-    length_b = b64.square().sum(axis, keepdim=True).sqrt_()
+
+    def squares(values: Tensor) -> Tensor:
+        return row_sums(values.square_().transpose(1, 2), min(n, ROW))
+
+    def norms(of_piece: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+        return total((squares(of_piece(piece())) for piece in pieces), n)[:, None].sqrt()
+
+    length_a = norms(lambda pair: pair[0].double())
+    length_b = norms(lambda pair: pair[1].double())
     tiny = torch.finfo(torch.float64).tiny
-    gap = a64.div_(length_a.clamp(min=tiny)).sub_(b64.div_(length_b.clamp(min=tiny)))
-    distance = gap.square_().sum(axis, keepdim=True).sqrt_()
+    unit_a, unit_b = length_a.clamp(min=tiny), length_b.clamp(min=tiny)
+    distance = norms(lambda pair: pair[0].double().div_(unit_a).sub_(pair[1].double().div_(unit_b)))
     omega = 2.0 * torch.asin((distance / 2.0).clamp_(max=1.0))
     sine = torch.sin(omega)
     is_flat = (sine <= _SMALLEST_SINE) | (length_a == 0.0) | (length_b == 0.0)
     safe = torch.where(is_flat, 1.0, sine)
     u = torch.where(is_flat, 1.0 - t, torch.sin((1.0 - t) * omega) / safe)
     v = torch.where(is_flat, t, torch.sin(t * omega) / safe)
-    return a * u.float() + b * v.float()
+    return u.float(), v.float()

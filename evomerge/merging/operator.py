@@ -260,16 +260,14 @@ class TensorInputs:
                 ],
             )
 
-    def narrowed(self, axis: int, start: int, length: int) -> TensorInputs:
-        """Return `length` indices of an axis, from `start` on; views of the tensors."""
-        cut = [tensor.narrow(axis, start, length) for tensor in self.experts]
+    def seen_as(self, view: Callable[[Tensor], Tensor]) -> TensorInputs:
+        """Return the inputs of a merge of a view of every source's tensor."""
+        exact = [None if delta is None else view(delta) for delta in self.exact_deltas]
         return replace(
             self,
-            base=None if self.base is None else self.base.narrow(axis, start, length),
-            experts=tuple(cut),
-            exact_deltas=tuple(
-                [None if d is None else d.narrow(axis, start, length) for d in self.exact_deltas]
-            ),
+            base=None if self.base is None else view(self.base),
+            experts=tuple([view(expert) for expert in self.experts]),
+            exact_deltas=tuple(exact),
             into=None,
         )
 

@@ -5,12 +5,14 @@ Shape letters: E experts, n elements of a stretch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from evomerge.errors import ConfigError
 from evomerge.merging.fused import pass_size, write_rounded
 
 if TYPE_CHECKING:
@@ -60,8 +62,12 @@ def add_in_passes(
         order: Experts whose task vectors are wanted; all by default.
         run: Stretches are whole numbers of so many elements, but for the last.
         out: Where the result is written, contiguous; `empty_result()` by default.
+
+    Raises:
+        ConfigError: There is no base.
     """
-    assert tensors.base is not None
+    if tensors.base is None:
+        raise ConfigError(f"{tensors.name}: task vectors need a base model")
     base = tensors.base.reshape(-1)
 
     def merge(at: slice, deltas: list[Tensor]) -> Tensor:
@@ -71,7 +77,7 @@ def add_in_passes(
 
 
 def blocks(
-    tensors: TensorInputs, out: Tensor, *, axis: int
+    tensors: TensorInputs, out: Tensor, *, axis: int, run: int = 1
 ) -> Iterator[tuple[TensorInputs, Tensor]]:
     """Yield the tensor in blocks along an axis, and where each block's result is to be written.
 
@@ -79,9 +85,29 @@ def blocks(
         tensors: One tensor name.
         out: The result, of at least one axis.
         axis: The axis along which it is cut; whatever runs along the others stays whole.
+        run: Blocks are whole numbers of so many indices, but for the last.
     """
     n = out.shape[axis]
-    step = max(pass_size(out) * n // max(math.prod(out.shape), 1), 1)
+    step = max(pass_size(out) * n // max(out.numel(), 1) // run, 1) * run
     for start in range(0, n, step):
         length = min(step, n - start)
-        yield tensors.narrowed(axis, start, length), out.narrow(axis, start, length)
+        part = tensors.seen_as(partial(torch.narrow, dim=axis, start=start, length=length))
+        yield part, out.narrow(axis, start, length)
+
+
+def row_blocks(
+    tensors: TensorInputs, out: Tensor, length: int
+) -> Iterator[tuple[TensorInputs, Tensor]]:
+    """Yield the tensor as matrices of whole rows, and where each one's result is to be written.
+
+    A row may be larger than a pass: the largest are to be read in pieces, by `blocks` along axis 1
+    or `delta_slices`.
+
+    Args:
+        tensors: One tensor name.
+        out: The result, contiguous.
+        length: Elements of a row.
+    """
+    shape = (out.numel() // max(length, 1), length)
+    matrices = tensors.seen_as(lambda tensor: tensor.reshape(shape))
+    yield from blocks(matrices, out.view(shape), axis=0)

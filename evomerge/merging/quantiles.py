@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from evomerge.core.arrays import IntArray
+from evomerge.merging.fused import pass_size
 
 STEPS = 1 << 14
-_KEYS_PER_PASS = 1 << 17
 
 
 def n_kept(density: float, n_elements: int) -> int:
@@ -78,7 +78,7 @@ def order_statistics(values: Tensor, ranks: Sequence[int]) -> list[float]:
     """Return the elements at some ranks, 0 the smallest, holding no copy of the values.
 
     Args:
-        values: (n,) float32, no NaN.
+        values: (n,) float32; NaN lie beyond the infinity of their sign.
         ranks: Each from 0 to n - 1.
     """
     upper = _counts(values, 16)
@@ -100,8 +100,9 @@ def _counts(values: Tensor, shift: int, top: int | None = None) -> Tensor:
         top: Count only what has these upper 16 bits.
     """
     counts = torch.zeros(1 << 16, dtype=torch.int64, device=values.device)
-    for start in range(0, values.numel(), _KEYS_PER_PASS):
-        bits = values[start : start + _KEYS_PER_PASS].view(torch.int32).long() & 0xFFFFFFFF
+    step = pass_size(values)
+    for start in range(0, values.numel(), step):
+        bits = values[start : start + step].view(torch.int32).long() & 0xFFFFFFFF
         keys = bits ^ torch.where(bits >> 31 == 1, 0xFFFFFFFF, 0x80000000)
         if top is not None:
             keys = keys[keys >> 16 == top]

@@ -7,7 +7,7 @@ sum of one row of fixed length, which a single thread computes, and the rows are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,28 @@ def row_sums(values: Tensor, row: int = ROW) -> Tensor:
     if missing:
         values = functional.pad(values, (0, missing))
     return values.reshape(*values.shape[:-1], -1, row).sum(-1)
+
+
+def total(parts: Iterable[Tensor], length: int) -> Tensor:
+    """Return the sum over the last axis of what comes in pieces, the same in any pieces.
+
+    Args:
+        parts: Each piece's `row_sums` of `min(length, ROW)` elements, (…, m) float64; all pieces
+            but the last are of whole runs.
+        length: Elements of the axis, at least 1.
+
+    Returns:
+        (…) float64.
+    """
+    sums, start = None, 0
+    for part in parts:
+        if sums is None:
+            # At once: what stays of each piece would settle in the holes that the piece leaves.
+            sums = part.new_empty((*part.shape[:-1], -(-length // min(length, ROW))))
+        sums[..., start : start + part.shape[-1]] = part
+        start += part.shape[-1]
+    assert sums is not None
+    return sums[..., 0] if sums.shape[-1] == 1 else exact_column_sums(sums)
 
 
 def absolute_sum(values: Tensor) -> float:
@@ -73,6 +95,5 @@ def _rows_of(values: Tensor, function: Callable[[Tensor], Tensor]) -> list[float
 def exact_column_sums(parts: Tensor) -> Tensor:
     """Return the correctly rounded sum over the last axis of a small (…, m) float64 tensor."""
     flat = parts.reshape(-1, parts.shape[-1]).tolist()
-    return torch.tensor([math.fsum(line) for line in flat], dtype=torch.float64).reshape(
-        parts.shape[:-1]
-    )
+    sums = torch.tensor([math.fsum(line) for line in flat], dtype=torch.float64)
+    return sums.reshape(parts.shape[:-1]).to(parts.device)

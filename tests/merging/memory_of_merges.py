@@ -1,6 +1,6 @@
 """Measures, in a process of its own, what every merge method holds of a large tensor.
 
-    python -m tests.merging.memory_of_merges
+    python -m tests.merging.memory_of_merges [METHOD ...]
 
 prints method -> mode -> bytes beside the sources and the result, as JSON.
 """
@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,9 +26,14 @@ from tests.merging.tensors import inputs_of, random_tensors
 
 LIBC = ctypes.CDLL(None)
 N_EXPERTS = 4
-SMALL, LARGE = (1024, 512), (4096, 2048)
-# As many elements in rows that two bytes cannot number.
-SMALL_STACK, LARGE_STACK = (4, 256, 512), (64, 256, 512)
+# name -> a small shape, and a large one of 8 million elements. A stacked expert, and a long row, is
+# larger than a pass (2**17 elements); two bytes do not number its elements.
+SHAPES = {
+    "matrix": ((1024, 512), (4096, 2048)),
+    "stack": ((4, 256, 512), (8, 1024, 1024)),
+    "long rows": ((4, 1 << 17), (4, 1 << 21)),
+}
+N_ELEMENTS = 1 << 23
 
 
 def modes(cls, n):
@@ -87,17 +93,14 @@ def held_by(operator, small, large):
 
 def main():
     found = {}
-    for name in merge_operators.names():
+    for name in sys.argv[1:] or merge_operators.names():
         cls = merge_operators.get(name)
         n = cls.n_models or N_EXPERTS
-        small, large = inputs_for(SMALL, n), inputs_for(LARGE, n)
         sizes = found[name] = {}
-        operators = list(operators_of(cls, n))
-        for mode, operator in operators:
-            sizes[mode] = held_by(operator, small, large)
-        stacks = inputs_for(SMALL_STACK, n), inputs_for(LARGE_STACK, n)
-        mode, operator = operators[0]
-        sizes[f"{mode}, stacked"] = held_by(operator, *stacks)
+        for kind, (small_shape, large_shape) in SHAPES.items():
+            small, large = inputs_for(small_shape, n), inputs_for(large_shape, n)
+            for mode, operator in operators_of(cls, n):
+                sizes[f"{kind}, {mode}"] = held_by(operator, small, large)
     print(json.dumps(found))
 
 

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
+from evomerge.merging import fused
 from evomerge.merging.arcee_fusion import ArceeFusion, outlier_threshold
 from tests.merging.tensors import inputs_of, random_tensors
 from tests.merging.test_properties import cases, fast
@@ -38,6 +41,17 @@ def test_it_matches_its_formula(inputs, multiplier):
     taken, left = scores > threshold + edge, scores < threshold - edge
     assert torch.equal(flat_merged[taken], flat_b[taken])
     assert torch.equal(flat_merged[left], flat_a[left])
+
+
+def test_passes_of_any_length_take_over_the_same():
+    base, experts = random_tensors((3, 20_000), 1)
+    found = []
+    for length in (1, 9000, 1 << 17):
+        with mock.patch.object(fused, "_CPU_PASS", length):
+            found.append(ArceeFusion().merge(inputs_of(base, experts)))
+    assert 0 < int((found[0] != base).sum()) < base.numel()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_quartiles_are_exact_whatever_the_size():

@@ -80,8 +80,8 @@ def test_both_methods_match_their_formula(inputs, density, epsilon, vote):
 
 
 def test_stacked_experts_with_long_rows_are_dropped_by_rank():
-    """A row of 70,000 elements: their ranks fit no two bytes."""
-    base, experts = random_tensors((2, 350, 200), 2)
+    """A row of 140,000 elements: their ranks fit no two bytes, and they are more than a pass."""
+    base, experts = random_tensors((2, 350, 400), 2)
     settings = {"density": 0.5, "epsilon": 0.3, "lambda_": 0.8, "seed": 3}
     for vote, cls in ((True, Della), (False, DellaLinear)):
         operator = cls(weights=(0.4, 0.7), **settings)

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from evomerge.core.genes import gene_fields
 from evomerge.errors import ConfigError
 from evomerge.merging import fused, sign_consensus
+from evomerge.merging.grams import gram_of
 from evomerge.merging.operator import merge_operators
+from tests.merging.memory_of_merges import N_EXPERTS, inputs_for, operators_of
 from tests.merging.modes import n_experts_of, operators, samples
 from tests.merging.oracle_samples import KINDS
 from tests.merging.tensors import inputs_of
@@ -131,6 +133,32 @@ def test_compiled_kernels_give_the_bits_of_plain_torch(name, data):
     inputs, operator = drawn(data, name, dtypes=(torch.float32, torch.bfloat16), kinds=KINDS)
     compiled = dataclasses.replace(inputs, least_compiled=1)
     assert torch.equal(merge(operator, compiled), merge(operator, inputs)), operator
+
+
+@pytest.mark.parametrize(
+    "least_compiled",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(fused.MIN_ELEMENTS, id="torch")],
+)
+@every
+def test_numbers_that_are_none_are_not_merged_away(name, least_compiled):
+    """A merge that is not finite is refused; one that hides a broken expert would not be."""
+    n = CLASSES[name].n_models or N_EXPERTS
+    sound = inputs_for((64, 64), n)
+    for broken in range(n):
+        experts = [expert.clone() for expert in sound.experts]
+        experts[broken].view(-1)[::97] = float("nan")
+        gram = gram_of((sound.base, *experts))
+        inputs = dataclasses.replace(
+            sound,
+            experts=tuple(experts),
+            gram=gram,
+            pooled_gram=lambda _, gram=gram: gram,
+            least_compiled=least_compiled,
+        )
+        for mode, operator in operators_of(CLASSES[name], n):
+            merged = operator.merge(inputs)
+            assert not merged.isfinite().all(), (mode, broken)
+            assert merged not in inputs.finite, (mode, broken)
 
 
 @every

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import combinations
+from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
-from evomerge.merging.model_stock import ModelStock, _shares, row_grams
+from evomerge.merging import fused
+from evomerge.merging.model_stock import ModelStock
 from tests.merging.tensors import inputs_of, random_tensors, relative_error
 from tests.merging.test_properties import cases, error_of, fast
 
@@ -126,21 +127,24 @@ def test_mergekits_filters_of_a_convolution_run_along_the_last_axis():
             assert relative_error(merged[i, j], expected) < 1e-5
 
 
-def test_the_number_of_threads_changes_no_bit():
-    base, experts = random_tensors((1, 300_001), 2, scale=1.0)
+def test_neither_the_number_of_threads_nor_the_length_of_passes_changes_a_bit():
+    base, experts = random_tensors((2, 300_001), 2, scale=1.0)
     operator = ModelStock(filter_wise=True)
     before, found = torch.get_num_threads(), []
     # A common part, so that t is not 0.
     inputs = inputs_of(base, [expert + 1.0 for expert in experts])
     try:
-        for n_threads in (1, 2, 3):
+        for n_threads, length in ((1, 1), (2, 5000), (3, 1 << 20), (1, 1 << 17)):
             torch.set_num_threads(n_threads)
-            found.append(_shares(row_grams(inputs.deltas, 300_001).numpy(), operator.compat))
+            with mock.patch.object(fused, "_CPU_PASS", length):
+                found.append(operator.merge(inputs))
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    assert 0.0 < float(found[0][0]) < 1.0
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    for row in range(2):
+        part = inputs_of(base[row], [expert[row] for expert in inputs.experts])
+        assert 0.0 < share(part.deltas) < 1.0
+        assert error_of(found[0][row], oracle(part), part) < 4e-6
 
 
 def test_one_expert_is_refused():

@@ -5,7 +5,7 @@ import torch
 
 from evomerge.errors import ConfigError
 from evomerge.merging import fused
-from evomerge.merging.nuslerp import NuSlerp, slerp_along
+from evomerge.merging.nuslerp import NuSlerp
 from tests.merging.tensors import inputs_of, random_tensors, relative_error
 from tests.merging.test_slerp import oracle
 
@@ -62,7 +62,8 @@ def test_weights_that_sum_to_zero_mean_the_middle(weights):
 def test_zero_and_parallel_rows_are_interpolated_linearly():
     a = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 0.0]])
     b = torch.tensor([[2.0, 4.0], [2.0, 4.0], [-1.0, 0.0]])
-    merged = slerp_along(a, b, 0.25, axis=-1)
+    operator = NuSlerp(weights=(0.75, 0.25), flatten=False)
+    merged = operator.merge(inputs_of(None, [a, b]))
     assert torch.allclose(merged, 0.75 * a + 0.25 * b)
     assert torch.isfinite(merged).all()
 
@@ -75,12 +76,21 @@ def test_anything_but_two_experts_is_refused():
         NuSlerp(weights=(1.0, 1.0)).merge(inputs_of(base, experts))
 
 
-@pytest.mark.parametrize("axis", [-1, 0, 1, -3])
-def test_vectors_are_interpolated_the_same_in_any_blocks(axis):
-    base, experts = random_tensors((5, 7, 11), 2)
+@pytest.mark.parametrize("axis", [2, -3])
+def test_an_axis_that_a_tensor_lacks_is_refused(axis):
+    base, experts = random_tensors((3, 4), 2)
+    operator = NuSlerp(weights=(0.3, 0.6), flatten=False, axis=axis)
+    with pytest.raises(ConfigError, match=f"w: nuslerp's axis is {axis}, the tensor has 2 axes"):
+        operator.merge(inputs_of(base, experts))
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 11), (2, 10_000), (10_000, 2), (2, 5000, 3)])
+@pytest.mark.parametrize("axis", [-1, 0, 1, -2])
+def test_vectors_are_interpolated_the_same_in_any_blocks(shape, axis):
+    base, experts = random_tensors(shape, 2)
     operator = NuSlerp(weights=(0.3, 0.6), flatten=False, axis=axis)
     for inputs in (inputs_of(base, experts), inputs_of(None, experts)):
         whole = operator.merge(inputs)
-        for length in (1, 100, 200):
+        for length in (100, 200, 9000):
             with mock.patch.object(fused, "_CPU_PASS", length):
                 assert torch.equal(operator.merge(inputs), whole)

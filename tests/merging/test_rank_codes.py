@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from evomerge.merging.cached import exhaust
 from evomerge.merging.derived import derive_for, row_rank_codes
 from evomerge.merging.operator import merge_operators
-from evomerge.merging.rank_codes import _sorted_by_torch, last_code, rank_codes, row_length
+from evomerge.merging.rank_codes import _sort_by_torch, last_code, rank_codes, row_length
 from evomerge.storage.derived_cache import DerivedCache
 from tests.merging.memory_source import make_sources, space_of
 
@@ -19,6 +19,13 @@ def places(delta):
     rows = delta.abs().reshape(-1, row_length(tuple(delta.shape)))
     order = rows.argsort(dim=1, stable=True)
     return order.argsort(dim=1).reshape(delta.shape)
+
+
+def sorted_by_torch(delta):
+    """Return the codes as they are sorted out on a GPU."""
+    codes = torch.empty(delta.reshape(-1, row_length(tuple(delta.shape))).shape, dtype=torch.int32)
+    _sort_by_torch(delta.reshape(-1).split(1000), codes)
+    return codes.reshape(delta.shape).long()
 
 
 @given(SHAPES, st.sampled_from(["random", "ties", "zeros", "tiny"]), st.integers(0, 50))
@@ -34,8 +41,7 @@ def test_codes_are_places_and_torch_sorts_out_the_same(shape, kind, seed):
     codes = rank_codes(delta)
     assert (codes.dtype, codes.shape) == (torch.uint16, delta.shape)
     assert torch.equal(codes.long(), places(delta))
-    rows = delta.reshape(-1, row_length(shape))
-    assert torch.equal(_sorted_by_torch(rows).long(), codes.long().reshape(rows.shape))
+    assert torch.equal(sorted_by_torch(delta), codes.long())
 
 
 def test_ranks_run_from_the_smallest_to_the_largest_of_a_row():
@@ -59,7 +65,7 @@ def test_codes_of_long_and_many_rows(shape):
 def test_longer_rows_count_their_places_in_as_many_steps(n):
     delta = torch.randn((3, n), generator=torch.Generator().manual_seed(n))
     codes, exact = rank_codes(delta), places(delta)
-    assert torch.equal(codes.long(), _sorted_by_torch(delta).long())
+    assert torch.equal(codes.long(), sorted_by_torch(delta))
     steps = exact.double() / (n - 1) * last_code(n)
     assert float((codes.double() - steps).abs().max()) <= 0.5
     assert (int(codes.long().min()), int(codes.long().max())) == (0, last_code(n))

@@ -226,7 +226,7 @@ def kept_sum(
                             if elects:
                                 delta = deltas[k, j]
                                 turned = signs[j] ^ directions[k] if turns else signs[j]
-                                agrees = flipped(delta, turned) > _ZERO
+                                agrees = not flipped(delta, turned) <= _ZERO  # NaN does
                             else:
                                 delta = _kept(
                                     element(at[k], before + pair, half, like),

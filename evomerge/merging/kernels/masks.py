@@ -47,12 +47,12 @@ def drawn_at(place: Any) -> Any:
 
 @inline
 def within(delta: Any, low: Any, high: Any, has_low: Any, has_high: Any) -> Any:
-    """Return whether a magnitude lies between the bounds there are."""
+    """Return whether a magnitude lies between the bounds there are; NaN does, to be seen."""
     keep = True
     if has_low:
-        keep = abs(delta) >= low
+        keep = not abs(delta) < low
     if has_high:
-        keep = keep & (abs(delta) <= high)
+        keep = keep & (not abs(delta) > high)
     return keep
 
 

@@ -71,7 +71,7 @@ def selected_squares(
             for j in range(np.uint64(n_here)):
                 i = np.uint64(start) + j
                 theta_0 = load(base[i])
-                keep = _variance(sources, i, like, theta_0, are_deltas, share) >= threshold
+                keep = not _variance(sources, i, like, theta_0, are_deltas, share) < threshold
                 for k in range(n_experts):
                     delta = load(stored_at(sources[k], i, like)) - (
                         _ZERO if are_deltas else theta_0
@@ -118,7 +118,7 @@ def selected_sum(
     largest = magnitude(out[0])
     for i in range(np.uint64(out.size)):
         theta_0 = load(base[i])
-        keep = _variance(sources, i, like, theta_0, are_deltas, share) >= threshold
+        keep = not _variance(sources, i, like, theta_0, are_deltas, share) < threshold
         elected = _ZERO
         for k in range(len(sources)):
             delta = load(stored_at(sources[k], i, like)) - (_ZERO if are_deltas else theta_0)
@@ -128,7 +128,7 @@ def selected_sum(
         for k in range(len(sources)):
             delta = load(stored_at(sources[k], i, like)) - (_ZERO if are_deltas else theta_0)
             delta = delta if keep else _ZERO
-            agrees = delta * sign > _ZERO
+            agrees = not delta * sign <= _ZERO
             total = fma(weights[k], delta if agrees else _ZERO, total)
             divisor += shares[k] if agrees else _ZERO
         total = total / (divisor if divisor != _ZERO else _ONE)
