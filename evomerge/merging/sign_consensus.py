@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evomerge.merging.kept import Divisor, Passes, Vote, share
+from evomerge.merging.kept import Divisor, Vote, share
 
 
 def resolve_vote(sign: Literal["auto"] | Vote, compat: Literal["paper", "mergekit"]) -> Vote:
@@ -60,15 +60,14 @@ def elect_signs(deltas: Tensor, weights: Sequence[float], vote: Vote) -> Tensor:
 
 
 def combine(
-    deltas: Sequence[Tensor], weights: Sequence[float], *, vote: Passes | None, divisor: Divisor
+    deltas: Sequence[Tensor], weights: Sequence[float], *, vote: Vote | None, divisor: Divisor
 ) -> Tensor:
     """Return the weighted sum of the task vectors that agree with the elected sign.
 
     Args:
         deltas: (E,) trimmed task vectors of one shape, float32.
         weights: (E,) any sign; a negative weight turns its expert's vote in a weighted vote.
-        vote: How the sign is elected; "touched" lets the elements through that are not zero,
-            whatever their sign, and None every element.
+        vote: How the sign is elected; None lets every element through.
         divisor: What each element's sum is divided by, over the experts that agree there:
             "mean" their number, "weights" the sum of their absolute weights, "signed_weights"
             the plain sum of their weights (explodes when weights cancel), "none" nothing.
@@ -100,7 +99,7 @@ def per_chunk(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -
 
 
 def _combine_chunk(
-    deltas: Tensor, weights: Sequence[float], vote: Passes | None, divisor: Divisor
+    deltas: Tensor, weights: Sequence[float], vote: Vote | None, divisor: Divisor
 ) -> Tensor:
     total = torch.zeros(deltas.shape[1], dtype=torch.float32, device=deltas.device)
     shares = [share(weight, divisor) for weight in weights]
@@ -110,10 +109,10 @@ def _combine_chunk(
         below_all = math.fsum(shares)
         return total if divisor == "none" or below_all == 0.0 else total / below_all
     below = torch.zeros_like(total)
-    signs = None if vote == "touched" else elect_signs(deltas, weights, vote)
+    signs = elect_signs(deltas, weights, vote)
     for delta, weight, part in zip(deltas, weights, shares, strict=True):
         direction = math.copysign(1.0, weight) if vote == "weighted" else 1.0
-        agrees = delta != 0.0 if signs is None else delta * (signs * direction) > 0.0
+        agrees = delta * (signs * direction) > 0.0
         if vote == "weighted" and weight == 0.0:
             continue
         total.add_(delta * agrees, alpha=weight)

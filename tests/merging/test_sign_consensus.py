@@ -75,11 +75,3 @@ def test_large_tensors_are_combined_in_pieces_with_equal_bits():
         [d[65_000:66_000] for d in deltas], (1.0, 0.5, 0.2), vote="weighted", divisor="weights"
     )
     assert torch.equal(whole[65_000:66_000], part)
-
-
-def test_touched_elements_count_whatever_their_sign():
-    deltas = [torch.tensor([2.0, 4.0, 0.0]), torch.tensor([0.0, -2.0, 0.0])]
-    mean = combine(deltas, (1.0, 1.0), vote="touched", divisor="mean")
-    assert mean.tolist() == [2.0, 1.0, 0.0]
-    weighted = combine(deltas, (0.5, 1.0), vote="touched", divisor="weights")
-    assert weighted.tolist() == [2.0, 0.0, 0.0]

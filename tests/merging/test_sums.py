@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from evomerge.merging.sums import absolute_sum, exact_column_sums, row_sums, square_sum
+from evomerge.merging.sums import ROW, absolute_sum, exact_column_sums, row_sums, square_sum, total
 
 
 @pytest.mark.parametrize("n", [0, 1, 4095, 4096, 4097, 1_100_000])
@@ -44,3 +44,14 @@ def test_the_number_of_threads_changes_no_bit():
     finally:
         torch.set_num_threads(before)
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("length", [3, ROW, 3 * ROW + 5])
+def test_a_total_is_the_same_in_any_pieces(length):
+    values = torch.randn(2, length, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    run = min(length, ROW)
+    whole = total([row_sums(values, run)], length)
+    assert whole.tolist() == pytest.approx(values.sum(-1).tolist(), rel=1e-12)
+    for runs in (1, 2):
+        pieces = values.split(runs * run, dim=-1)
+        assert torch.equal(total((row_sums(piece, run) for piece in pieces), length), whole)
