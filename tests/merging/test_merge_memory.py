@@ -16,6 +16,7 @@ CONSTANT = 12_000_000
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # of DELLA there are many modes, each ranked anew
     pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc"),
 ]
 
