@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +66,9 @@ class Driver:
         # follows, where it is known to be handled: else it would kill without a clean end.
         if not is_draining and _handles(self.holder.pid, signal.SIGTERM):
             _until_taken(self.holder.pid, signal.SIGINT)
-            if find_driver(self.folder) == self:  # else the first was enough
-                self._send(signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                if self._drives():  # else the first was enough
+                    os.kill(self.holder.pid, signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
         if not self.holder.is_here:
@@ -74,13 +76,16 @@ class Driver:
                 f"{self.folder}: {self} drives it; stop it there, or a submitted search with "
                 f"`evomerge stop {self.folder.name} --address URL`"
             )
-        # A lease that was left behind may name any process by now.
-        if find_driver(self.folder) != self or not _has_open(self.holder.pid, self.folder / "lock"):
+        if not self._drives():
             raise RunError(f"{self.folder}: {self} does not drive it any more")
         try:
             os.kill(self.holder.pid, number)
         except OSError as error:
             raise RunError(f"{self.folder}: {self} cannot be told: {error.strerror}") from None
+
+    def _drives(self) -> bool:
+        # A lease that was left behind may name any process by now.
+        return find_driver(self.folder) == self and _has_open(self.holder.pid, self.folder / "lock")
 
 
 def find_driver(folder: Path) -> Driver | None:
