@@ -26,10 +26,11 @@ from tests.merging.tensors import inputs_of, random_tensors
 
 LIBC = ctypes.CDLL(None)
 N_EXPERTS = 4
-# name -> a small shape, and a large one of 8 million elements. A stacked expert, and a long row, is
+# name -> a small shape, and a large one of 8 million elements. A stacked expert, or a long row, is
 # larger than a pass (2**17 elements); two bytes do not number its elements.
 SHAPES = {
     "matrix": ((1024, 512), (4096, 2048)),
+    "small stack": ((4, 256, 512), (64, 256, 512)),  # each just a pass
     "stack": ((4, 256, 512), (8, 1024, 1024)),
     "long rows": ((4, 1 << 17), (4, 1 << 21)),
 }
